@@ -1,0 +1,4 @@
+//! Sterna: a minimal KVM hypervisor with migration built in. `src/main.rs` is the program; this is what it is made of.
+
+pub mod config;
+pub mod exit;
