@@ -5,16 +5,19 @@
 
 use super::GuestRam;
 use smallvec::SmallVec;
-use vm_memory::{Bytes, GuestAddress};
-use vm_memory::{GuestMemoryBackend as _, GuestMemory as _};
+use virtio_queue::DescriptorChain;
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+
+/// Longest chain accepted, in segments. Linux may put more segments in an indirect table than the ring has entries.
+pub const MAX_SEGMENTS: usize = 1024;
 
 /// Why a device cannot go on with what the driver gave it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The chain refers back to itself, or to more descriptors than the ring has.
-    #[error("queue {queue}: descriptor chain at {head} loops or is longer than the ring")]
-    Loop {
+    /// The chain refers back to itself, to descriptors that do not exist, is too long, or adds up to 4 GiB or more.
+    #[error("queue {queue}: descriptor chain at {head} loops, is too long, or names a descriptor that does not exist")]
+    Broken {
         /// Queue index.
         queue: usize,
         /// First descriptor.
@@ -35,14 +38,6 @@ pub enum Fault {
     /// A device-readable segment follows a device-writable one.
     #[error("queue {queue}: descriptor chain at {head} has a readable segment after a writable one")]
     Order {
-        /// Queue index.
-        queue: usize,
-        /// First descriptor.
-        head: u16,
-    },
-    /// The lengths add up to more than 4 GiB.
-    #[error("queue {queue}: descriptor chain at {head} is longer than 4 GiB")]
-    TooLong {
         /// Queue index.
         queue: usize,
         /// First descriptor.
@@ -94,4 +89,166 @@ pub struct Chain {
     pub readable: SmallVec<[Segment; 4]>,
     /// Segments the device may write, in order.
     pub writable: SmallVec<[Segment; 4]>,
+}
+
+impl Chain {
+    /// Walks and checks a chain of `queue`.
+    pub(super) fn collect(
+        ram: &GuestRam,
+        queue: usize,
+        descriptors: DescriptorChain<&GuestRam>,
+    ) -> Result<Self, Fault> {
+        let head = descriptors.head_index();
+        let mut chain = Self { head, readable: SmallVec::new(), writable: SmallVec::new() };
+        let mut ended = false;
+        for descriptor in descriptors {
+            let segment = Segment { address: descriptor.addr(), length: descriptor.len() };
+            let access = if descriptor.is_write_only() { Permissions::Write } else { Permissions::Read };
+            if segment.length != 0 && !ram.check_range(segment.address, segment.length as usize, access) {
+                return Err(Fault::OutsideRam { queue, head, address: segment.address.0, length: segment.length });
+            }
+            if descriptor.is_write_only() {
+                chain.writable.push(segment);
+            } else if chain.writable.is_empty() {
+                chain.readable.push(segment);
+            } else {
+                return Err(Fault::Order { queue, head });
+            }
+            if chain.readable.len() + chain.writable.len() > MAX_SEGMENTS {
+                return Err(Fault::Broken { queue, head });
+            }
+            ended = !descriptor.has_next();
+        }
+        if ended { Ok(chain) } else { Err(Fault::Broken { queue, head }) }
+    }
+
+    /// Bytes the device may read.
+    pub fn readable_bytes(&self) -> u64 {
+        self.readable.iter().map(|segment| u64::from(segment.length)).sum()
+    }
+
+    /// Bytes the device may write.
+    pub fn writable_bytes(&self) -> u64 {
+        self.writable.iter().map(|segment| u64::from(segment.length)).sum()
+    }
+
+    /// Copies from the readable part, `offset` bytes in, and returns how many bytes there were, at most `buffer.len()`.
+    pub fn read_at(&self, ram: &GuestRam, offset: u64, buffer: &mut [u8]) -> usize {
+        let mut done = 0;
+        for segment in slice(&self.readable, offset, buffer.len() as u64) {
+            let Some(target) = buffer.get_mut(done..done + segment.length as usize) else { break };
+            if ram.read_slice(target, segment.address).is_err() {
+                break;
+            }
+            done += segment.length as usize;
+        }
+        done
+    }
+
+    /// Copies into the writable part, `offset` bytes in, and returns how many bytes fitted.
+    pub fn write_at(&self, ram: &GuestRam, offset: u64, bytes: &[u8]) -> usize {
+        let mut done = 0;
+        for segment in slice(&self.writable, offset, bytes.len() as u64) {
+            let Some(source) = bytes.get(done..done + segment.length as usize) else { break };
+            if ram.write_slice(source, segment.address).is_err() {
+                break;
+            }
+            done += segment.length as usize;
+        }
+        done
+    }
+}
+
+/// The part of `segments` that starts `offset` bytes in and is at most `length` bytes long.
+pub fn slice(segments: &[Segment], offset: u64, length: u64) -> impl Iterator<Item = Segment> + '_ {
+    let mut skip = offset;
+    let mut left = length;
+    segments.iter().filter_map(move |segment| {
+        let skipped = skip.min(u64::from(segment.length));
+        skip -= skipped;
+        let taken = (u64::from(segment.length) - skipped).min(left);
+        left -= taken;
+        // Both are at most the segment's own 32-bit length; the address stays inside a range that was checked.
+        let length = u32::try_from(taken).ok().filter(|length| *length != 0)?;
+        Some(Segment { address: GuestAddress(segment.address.0 + skipped), length })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Driver;
+    use super::*;
+
+    #[test]
+    fn segments_are_sliced_by_bytes() {
+        let segment = |address, length| Segment { address: GuestAddress(address), length };
+        let segments = [segment(0x1000, 10), segment(0x2000, 0), segment(0x3000, 5)];
+        let cut = |offset, length| slice(&segments, offset, length).collect::<Vec<_>>();
+        assert_eq!(cut(0, 100), [segment(0x1000, 10), segment(0x3000, 5)]);
+        assert_eq!(cut(4, 8), [segment(0x1004, 6), segment(0x3000, 2)]);
+        assert_eq!(cut(10, 1), [segment(0x3000, 1)]);
+        assert_eq!(cut(15, 1), []);
+    }
+
+    #[test]
+    fn a_looping_chain_is_a_fault() {
+        let mut driver = Driver::new(&[8]);
+        driver.descriptor(0, 0, 0x1000, 4, Driver::NEXT, 1);
+        driver.descriptor(0, 1, 0x1000, 4, Driver::NEXT, 0);
+        driver.offer(0, 0);
+        assert!(matches!(driver.io().pop(0), Err(Fault::Broken { queue: 0, head: 0 })));
+    }
+
+    #[test]
+    fn a_head_or_next_that_does_not_exist_is_a_fault() {
+        let mut driver = Driver::new(&[8]);
+        driver.offer(0, 8);
+        assert!(matches!(driver.io().pop(0), Err(Fault::Broken { queue: 0, head: 8 })));
+        driver.descriptor(0, 0, 0x1000, 4, Driver::NEXT, 9);
+        driver.offer(0, 0);
+        assert!(matches!(driver.io().pop(0), Err(Fault::Broken { queue: 0, head: 0 })));
+    }
+
+    #[test]
+    fn an_address_outside_ram_is_a_fault() {
+        for (address, length) in [(0xffff_ffff_0000_0000, 16), (u64::MAX - 4, 8), (0, u32::MAX)] {
+            let mut driver = Driver::new(&[8]);
+            driver.descriptor(0, 0, address, length, 0, 0);
+            driver.offer(0, 0);
+            assert!(matches!(driver.io().pop(0), Err(Fault::OutsideRam { .. })), "{address:#x}+{length:#x}");
+        }
+    }
+
+    #[test]
+    fn readable_after_writable_is_a_fault() {
+        let mut driver = Driver::new(&[8]);
+        driver.descriptor(0, 0, 0x1000, 4, Driver::NEXT | Driver::WRITE, 1);
+        driver.descriptor(0, 1, 0x1000, 4, 0, 0);
+        driver.offer(0, 0);
+        assert!(matches!(driver.io().pop(0), Err(Fault::Order { .. })));
+    }
+
+    #[test]
+    fn an_available_index_that_jumps_is_a_fault() {
+        let mut driver = Driver::new(&[8]);
+        driver.set_available_index(0, 100);
+        assert!(matches!(driver.io().pop(0), Err(Fault::Ring { queue: 0, .. })));
+    }
+
+    #[test]
+    fn bytes_go_both_ways_across_segments() {
+        let mut driver = Driver::new(&[8]);
+        let head = driver.add(0, &[b"hello ", b"tern"], &[3, 5]);
+        let ram = driver.ram.clone();
+        let chain = driver.io().pop(0).unwrap().unwrap();
+        let mut text = [0; 16];
+        assert_eq!(chain.read_at(&ram, 4, &mut text), 6);
+        assert_eq!(&text[..6], b"o tern");
+        assert_eq!(chain.write_at(&ram, 1, b"abcdefghij"), 7);
+        driver.io().complete(0, chain.head, 8).unwrap();
+        driver.io().signal(0).unwrap();
+        let used = driver.used(0).unwrap();
+        assert_eq!((used.head, used.length, used.bytes.as_slice()), (head, 8, b"\0abcdefg".as_slice()));
+        assert_eq!(driver.interrupts, [1]);
+    }
 }

@@ -13,9 +13,11 @@ pub mod rng;
 pub mod vsock;
 
 mod io;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use chain::{Chain, Fault};
-pub use io::Io;
+pub use io::{BUDGET, Interrupts, Io};
 
 use std::os::fd::RawFd;
 use vm_memory::GuestMemoryMmap;
