@@ -1,0 +1,3 @@
+//! Control of a running machine: the contract with it, the protocol, and both ends of the socket.
+
+pub mod machine;
