@@ -1,0 +1,28 @@
+//! The x86-64 machine: one folder, so that a second architecture is an addition.
+
+pub mod acpi;
+mod boot_params;
+mod boot_tables;
+mod bzimage;
+mod cmdline;
+pub mod cpuid;
+mod elf;
+mod error;
+mod fields;
+mod identify;
+mod initrd;
+pub mod kernel;
+mod lapic;
+pub mod layout;
+mod memory_map;
+mod msrs;
+mod pvh;
+mod regs;
+mod vcpu;
+
+pub use acpi::{AcpiError, write_acpi_tables};
+pub use cpuid::{CpuidError, supported_cpuid, vcpu_cpuid};
+pub use error::BootError;
+pub use kernel::{BootSource, Entry, Protocol, load_kernel};
+pub use layout::ram_ranges;
+pub use vcpu::{VcpuSetupError, setup_vcpu};
