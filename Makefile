@@ -1,0 +1,36 @@
+# The only entry point, for people and for CI. `make help` lists what there is.
+
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+TRIPLE := x86_64-unknown-linux-gnu
+RELEASE := $(TARGET_DIR)/$(TRIPLE)/release
+STERNA := $(RELEASE)/sterna
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test check bench-boot fuzz install clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+include resources/testbed.mk
+
+build: setup ## the release binary
+	@cargo build --release --package sterna
+	@echo "built $(STERNA)"
+
+demo: build image ## boot a stock Debian kernel, with disk and network, and see what it does
+	@cargo run --release --quiet --package sterna-testbed --bin testbed -- demo
+
+test: build image ## every test: unit, on /dev/kvm, and real Linux in the testbed
+	@cargo test --workspace --no-fail-fast
+
+check: ## format, lints, unit tests and house rules: before every commit
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets --quiet -- -D warnings
+	@cargo test --workspace --lib --bins --test rules --quiet
+
+install: build ## put sterna into /usr/local/bin
+	install -m 0755 $(STERNA) /usr/local/bin/sterna
+
+clean: ## remove what was built
+	@cargo clean --quiet
+	@rm -rf build
