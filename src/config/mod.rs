@@ -2,8 +2,24 @@
 //!
 //! Plain data. Host paths are kept as given; nothing here opens anything.
 
+mod check;
+mod draft;
+mod fields;
+mod mac;
+
+pub use draft::{DEFAULT_CMDLINE, DEFAULT_CPUS, DEFAULT_MEMORY_BYTES, Draft};
+
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::path::PathBuf;
+
+/// The fewest bytes of RAM a machine can have.
+pub const MIN_MEMORY_BYTES: u64 = 4 << 20;
+/// The most vCPUs a machine can have.
+pub const MAX_CPUS: u32 = 32;
+/// Disks, network interfaces and the vsock device together: slots 1 to 31 of the bus, less the ones that every
+/// machine has (rng, balloon).
+pub const MAX_DEVICES: usize = 29;
 
 /// A whole machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,7 +73,9 @@ pub struct NetConfig {
     pub tap: String,
     /// Create the tap device, and let it go with the VM.
     pub create: bool,
-    /// The guest's address.
+    /// The guest's address; derived from the machine's name and the interface's place unless given. Written as
+    /// `02:1b:...` outside the program.
+    #[serde(with = "mac")]
     pub mac: [u8; 6],
 }
 
@@ -83,4 +101,56 @@ pub enum SerialConfig {
     File(PathBuf),
     /// A listening Unix socket, one client at a time.
     Socket(PathBuf),
+}
+
+impl fmt::Display for SerialConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SerialConfig::Stdio => f.write_str("stdio"),
+            SerialConfig::Null => f.write_str("null"),
+            SerialConfig::File(path) => write!(f, "file={}", path.display()),
+            SerialConfig::Socket(path) => write!(f, "socket={}", path.display()),
+        }
+    }
+}
+
+/// Everything that is wrong with a configuration, one sentence each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Problems(Vec<String>);
+
+impl Problems {
+    /// Notes one more.
+    pub fn add(&mut self, problem: impl Into<String>) {
+        self.0.push(problem.into());
+    }
+
+    /// Notes all of `others` as well.
+    pub fn append(&mut self, mut others: Problems) {
+        self.0.append(&mut others.0);
+    }
+
+    /// `value` if nothing is wrong.
+    pub fn none_or<T>(self, value: T) -> Result<T, Problems> {
+        if self.0.is_empty() { Ok(value) } else { Err(self) }
+    }
+
+    /// The sentences, in the order of the configuration.
+    pub fn list(&self) -> &[String] {
+        &self.0
+    }
+}
+
+impl std::error::Error for Problems {}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.list() {
+            [] => f.write_str("nothing is wrong"),
+            [one] => f.write_str(one),
+            several => {
+                write!(f, "{} things are wrong:", several.len())?;
+                several.iter().try_for_each(|problem| write!(f, "\n  - {problem}"))
+            }
+        }
+    }
 }
