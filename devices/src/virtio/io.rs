@@ -1,8 +1,10 @@
 //! What the transport lends a model for the length of one reaction: guest RAM, the queues, the interrupts.
 
 use super::{Chain, Fault, GuestRam};
+use smallvec::SmallVec;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Chains a model should take from one queue in one reaction, so that no driver keeps the event loop to itself;
@@ -25,6 +27,8 @@ pub struct Io<'a> {
     doorbells: &'a [EventFd],
     features: u64,
     interrupts: &'a mut dyn Interrupts,
+    /// Queues that were given chains back together, and where their used rings stood before.
+    together: SmallVec<[(usize, u16); 1]>,
 }
 
 impl<'a> Io<'a> {
@@ -36,7 +40,7 @@ impl<'a> Io<'a> {
         features: u64,
         interrupts: &'a mut dyn Interrupts,
     ) -> Self {
-        Self { ram, queues, doorbells, features, interrupts }
+        Self { ram, queues, doorbells, features, interrupts, together: SmallVec::new() }
     }
 
     /// Whether feature `bit` was negotiated.
@@ -81,13 +85,48 @@ impl<'a> Io<'a> {
         ring.add_used(self.ram, head, written).map_err(|source| Fault::Ring { queue, source })
     }
 
+    /// Gives several chains of `queue` back at once: a driver that polls sees all of `used` (head, bytes written) or
+    /// none, as a frame that spans buffers needs (virtio 1.2, section 5.1.6.4). Not to be mixed with
+    /// [`Self::complete`] before the next [`Self::signal`], which must follow in the same loan.
+    ///
+    /// # Errors
+    /// A ring that cannot be written.
+    pub fn complete_together(&mut self, queue: usize, used: &[(u16, u32)]) -> Result<(), Fault> {
+        let Some(ring) = self.queues.get_mut(queue) else { return Ok(()) };
+        let Some(((head, written), before)) = used.split_last() else { return Ok(()) };
+        let broken = |source| Fault::Ring { queue, source };
+        let start = ring.next_used();
+        let mut index = start;
+        for (head, written) in before {
+            let slot = u64::from(index.checked_rem(ring.size()).unwrap_or(0));
+            let address = ring.used_ring().checked_add(4 + 8 * slot);
+            let address = address.ok_or(broken(virtio_queue::Error::AddressOverflow))?;
+            let element = u64::from(*head) | u64::from(*written) << 32;
+            let stored = self.ram.write_obj(element, GuestAddress(address));
+            stored.map_err(|source| broken(virtio_queue::Error::GuestMemory(source)))?;
+            index = index.wrapping_add(1);
+        }
+        ring.set_next_used(index);
+        if self.together.iter().all(|(other, _)| *other != queue) {
+            self.together.push((queue, start));
+        }
+        // This one stores the index, which publishes those before it too.
+        ring.add_used(self.ram, *head, *written).map_err(broken)
+    }
+
     /// Interrupts the driver for what `queue` completed, unless it asked not to be.
     ///
     /// # Errors
     /// A ring that cannot be read.
     pub fn signal(&mut self, queue: usize) -> Result<(), Fault> {
         let Some(ring) = self.queues.get_mut(queue) else { return Ok(()) };
-        if ring.needs_notification(self.ram).map_err(|source| Fault::Ring { queue, source })? {
+        let mut needed = ring.needs_notification(self.ram).map_err(|source| Fault::Ring { queue, source })?;
+        if let Some(position) = self.together.iter().position(|(other, _)| *other == queue) {
+            let (_, start) = self.together.swap_remove(position);
+            needed = needed
+                || passed_used_event(ring, self.ram, start).map_err(|source| Fault::Ring { queue, source })?;
+        }
+        if needed {
             self.interrupts.queue(queue);
         }
         Ok(())
@@ -110,4 +149,14 @@ impl<'a> Io<'a> {
     pub fn event_idx(&self) -> bool {
         self.has_feature(VIRTIO_RING_F_EVENT_IDX)
     }
+}
+
+/// Whether the used ring has come past the driver's `used_event` since it stood at `start` (virtio 1.2, section
+/// 2.7.7.2). virtio-queue counts only the chains it added itself.
+fn passed_used_event(ring: &Queue, ram: &GuestRam, start: u16) -> Result<bool, virtio_queue::Error> {
+    let address = ring.avail_ring().checked_add(4 + 2 * u64::from(ring.size()));
+    let address = GuestAddress(address.ok_or(virtio_queue::Error::AddressOverflow)?);
+    let event: u16 = ram.read_obj(address).map_err(virtio_queue::Error::GuestMemory)?;
+    let now = ring.next_used();
+    Ok(now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(start))
 }
