@@ -1,0 +1,249 @@
+//! An opened disk image: a raw file or a block device, locked, with what must be known of it before I/O.
+//!
+//! It knows nothing of virtio. Sizes are bytes.
+
+use super::lock::{self, Denied, Holder};
+use super::sys::{self, Bounce, Buffers};
+use rustix::fs::{AtFlags, OFlags, StatxFlags};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Unit of virtio-blk's addresses, bytes (virtio 1.2, 5.2.4).
+pub const SECTOR_BYTES: u64 = 512;
+/// Largest O_DIRECT granularity accepted; that of real disks is 512 or 4096.
+pub const MAX_ALIGNMENT: u64 = 64 << 10;
+/// Largest alignment of buffers accepted: a page.
+const MAX_MEMORY_ALIGNMENT: u64 = 4096;
+
+/// Why an image cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// Missing, or no permission.
+    #[error("cannot open disk image {}", path.display())]
+    Open {
+        /// As given.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Neither a regular file nor a block device.
+    #[error("disk image {} is a {kind}, not a file or block device", path.display())]
+    Kind {
+        /// As given.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// Smaller than a sector.
+    #[error("disk image {} has {size_bytes} bytes, less than a sector of 512", path.display())]
+    TooShort {
+        /// As given.
+        path: PathBuf,
+        /// Its size.
+        size_bytes: u64,
+    },
+    /// A size that is not a whole number of sectors, or of what O_DIRECT can read there. Rounding down would hide the
+    /// end of the disk, where a GPT has its second header.
+    #[error(
+        "disk image {} has {size_bytes} bytes, not a multiple of {unit_bytes}: grow it with `truncate -s %{unit_bytes}`{}",
+        path.display(), if *unit_bytes > SECTOR_BYTES { ", or use direct=off" } else { "" }
+    )]
+    Ragged {
+        /// As given.
+        path: PathBuf,
+        /// Its size.
+        size_bytes: u64,
+        /// What it should be a multiple of.
+        unit_bytes: u64,
+    },
+    /// O_DIRECT is not possible there.
+    #[error("the filesystem of disk image {} refuses O_DIRECT: use direct=off to go through the host's page cache", path.display())]
+    Direct {
+        /// As given.
+        path: PathBuf,
+        /// What the filesystem said.
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody else uses it.
+    #[error("disk image {} is locked by {holder}", path.display())]
+    Locked {
+        /// As given.
+        path: PathBuf,
+        /// By whom.
+        holder: Holder,
+    },
+    /// The filesystem cannot lock.
+    #[error("cannot lock disk image {}", path.display())]
+    Lock {
+        /// As given.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Size or block size could not be found out.
+    #[error("cannot find out the size of disk image {}", path.display())]
+    Probe {
+        /// As given.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What O_DIRECT wants of a transfer, bytes, powers of two. Both are 1 with the page cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alignment {
+    /// Of each buffer's address.
+    pub memory: u64,
+    /// Of the offset and of each buffer's length.
+    pub offset: u64,
+}
+
+/// Block sizes as the guest is told, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Topology {
+    /// Smallest unit the disk addresses. 512 for files wherever they lie, so that a partition table stays readable
+    /// when the image moves; what O_DIRECT wants beyond that is met with a bounce buffer.
+    pub logical: u32,
+    /// Smallest unit written without a read before.
+    pub physical: u32,
+}
+
+/// An opened and locked image. Clones share the open file description and with it the lock, which ends with the last
+/// of them: keep one while the machine is rebuilt for a guest's reboot.
+#[derive(Clone, Debug)]
+pub struct Image {
+    file: Arc<File>,
+    path: PathBuf,
+    size_bytes: u64,
+    readonly: bool,
+    block_device: bool,
+    alignment: Alignment,
+    topology: Topology,
+}
+
+impl Image {
+    /// Opens and locks `path`: alone if it may be written, together with other readers if `readonly`. `direct` goes
+    /// past the host's page cache (O_DIRECT); a filesystem that cannot is an error, not a silent fallback, since
+    /// what is lost is the coherence that shared storage and migration count on.
+    ///
+    /// # Errors
+    /// See [`ImageError`].
+    pub fn open(path: &Path, readonly: bool, direct: bool) -> Result<Self, ImageError> {
+        let failed = |source| ImageError::Open { path: path.to_owned(), source };
+        // Looked at before it is opened: opening a FIFO would wait for its other end.
+        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            let kind = if kind.is_dir() { "directory" } else { "special file" };
+            return Err(ImageError::Kind { path: path.to_owned(), kind });
+        }
+        let flags = if direct { libc::O_DIRECT } else { 0 };
+        let file = OpenOptions::new().read(true).write(!readonly).custom_flags(flags).open(path);
+        let file = file.map_err(|source| match source.raw_os_error() {
+            Some(libc::EINVAL) if direct => ImageError::Direct { path: path.to_owned(), source },
+            _ => failed(source),
+        })?;
+        lock::take(&file, !readonly).map_err(|denied| match denied {
+            Denied::Held(holder) => ImageError::Locked { path: path.to_owned(), holder },
+            Denied::Failed(source) => ImageError::Lock { path: path.to_owned(), source },
+        })?;
+        Self::probe(file, path, readonly)
+    }
+
+    fn probe(mut file: File, path: &Path, readonly: bool) -> Result<Self, ImageError> {
+        let failed = |source| ImageError::Probe { path: path.to_owned(), source };
+        let metadata = file.metadata().map_err(failed)?;
+        let block_device = metadata.file_type().is_block_device();
+        // A block device's metadata has no size, its end has.
+        let size_bytes = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        if size_bytes < SECTOR_BYTES {
+            return Err(ImageError::TooShort { path: path.to_owned(), size_bytes });
+        }
+        let alignment = direct_alignment(&file, size_bytes)
+            .map_err(|source| ImageError::Direct { path: path.to_owned(), source })?;
+        let unit_bytes = alignment.offset.max(SECTOR_BYTES);
+        if size_bytes % unit_bytes != 0 {
+            return Err(ImageError::Ragged { path: path.to_owned(), size_bytes, unit_bytes });
+        }
+        let topology = if block_device {
+            let logical = rustix::fs::ioctl_blksszget(&file).map_err(|errno| failed(errno.into()))?;
+            let physical = rustix::fs::ioctl_blkpbszget(&file).map_err(|errno| failed(errno.into()))?;
+            Topology { logical, physical: physical.max(logical) }
+        } else {
+            let block = metadata.blksize().clamp(SECTOR_BYTES, 4096).max(alignment.offset);
+            Topology { logical: 512, physical: u32::try_from(block).unwrap_or(4096) }
+        };
+        let path = path.to_owned();
+        Ok(Self { file: Arc::new(file), path, size_bytes, readonly, block_device, alignment, topology })
+    }
+
+    /// The descriptor, shared by all clones.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+    /// As given to [`Self::open`].
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+    /// Size in bytes, a multiple of 512.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+    /// Whether it may only be read.
+    pub fn readonly(&self) -> bool {
+        self.readonly
+    }
+    /// Whether it is a block device rather than a file.
+    pub fn block_device(&self) -> bool {
+        self.block_device
+    }
+    /// What transfers must be aligned to.
+    pub fn alignment(&self) -> Alignment {
+        self.alignment
+    }
+    /// Block sizes.
+    pub fn topology(&self) -> Topology {
+        self.topology
+    }
+}
+
+/// What O_DIRECT wants on `file`: the kernel says so since 6.1 for most filesystems; elsewhere it is tried out.
+fn direct_alignment(file: &File, size_bytes: u64) -> io::Result<Alignment> {
+    if !rustix::fs::fcntl_getfl(file)?.contains(OFlags::DIRECT) {
+        return Ok(Alignment { memory: 1, offset: 1 });
+    }
+    let refused = || io::Error::from_raw_os_error(libc::EINVAL);
+    let usable = |alignment: u64, most| alignment.is_power_of_two() && alignment <= most;
+    let told = rustix::fs::statx(file.as_fd(), c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
+    if let Ok(told) = told
+        && told.stx_mask & StatxFlags::DIOALIGN.bits() != 0
+    {
+        // Both are 0 where O_DIRECT is accepted by open but not done.
+        let alignment =
+            Alignment { memory: u64::from(told.stx_dio_mem_align), offset: u64::from(told.stx_dio_offset_align) };
+        let fits = usable(alignment.memory, MAX_MEMORY_ALIGNMENT) && usable(alignment.offset, MAX_ALIGNMENT);
+        return if fits { Ok(alignment) } else { Err(refused()) };
+    }
+    for size in [512, 4096] {
+        // The second block, where there is one: the first is aligned to everything.
+        let offset = if size_bytes >= 2 * size { size } else { 0 };
+        // At an address that is a multiple of `size` and of no more, likewise.
+        let bounce = Bounce::new(2 * size as usize, 2 * size as usize);
+        let mut buffers = Buffers::bounce(bounce, size as usize, 2 * size as usize);
+        match sys::read(file, offset, &mut buffers) {
+            Ok(_) => return Ok(Alignment { memory: size, offset: size }),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(refused())
+}

@@ -1,0 +1,190 @@
+//! virtio-blk (virtio 1.2, section 5.2): one queue onto a raw image.
+//!
+//! One queue, since one event loop serves all devices of a VM: a second would be another ring for the same thread. It
+//! offers the same features whatever the host can do, so that they stay as they are when the VM moves: what the host
+//! lacks is answered with UNSUPP (discard) or done otherwise (zeroing). No CONFIG_WCE: the cache is write-back for a
+//! driver that can flush and write-through for one that cannot, and nobody has a use for a switch.
+
+mod engine;
+mod event;
+mod flight;
+mod image;
+mod lock;
+mod op;
+mod request;
+mod ring;
+mod sys;
+mod traffic;
+mod worker;
+
+pub use image::{Alignment, Image, ImageError, SECTOR_BYTES, Topology};
+pub use lock::Holder;
+
+use super::{Backend, Fault, Io, VirtioDevice};
+use engine::Engine;
+use flight::Ground;
+use request::{Limits, MAX_RANGE_SECTORS};
+use std::sync::Arc;
+use traffic::Traffic;
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES,
+};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use vmm_sys_util::epoll::EventSet;
+
+/// Descriptors of the queue, and most requests in flight.
+const SLOTS: u16 = 256;
+/// Length of a serial number.
+const ID_BYTES: usize = VIRTIO_BLK_ID_BYTES as usize;
+/// Mass storage, other: what virtio-blk functions carry.
+const PCI_CLASS: u32 = 0x01_80_00;
+/// Length of the configuration up to write_zeroes_may_unmap and its padding (5.2.4).
+const CONFIG_BYTES: usize = 60;
+
+/// Why a disk cannot be made of an image.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BlkError {
+    /// A serial number that virtio cannot carry.
+    #[error("disk serial number {serial:?} is not 0 to {ID_BYTES} printable ASCII characters")]
+    Serial {
+        /// As given.
+        serial: String,
+    },
+}
+
+/// A virtio block device.
+pub struct Blk {
+    image: Image,
+    /// Serial number, padded with zeroes; also names the disk in the log.
+    id: [u8; ID_BYTES],
+    name: String,
+    config: [u8; CONFIG_BYTES],
+    /// There while the driver runs.
+    traffic: Option<Traffic>,
+}
+
+impl Blk {
+    /// A disk on `image`. `serial` is what the guest reads as its serial number and what the log calls it.
+    ///
+    /// # Errors
+    /// A serial number of more than 20 bytes or that is not printable ASCII.
+    pub fn new(image: Image, serial: &str) -> Result<Self, BlkError> {
+        let mut id = [0; ID_BYTES];
+        match id.get_mut(..serial.len()) {
+            Some(place) if serial.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') => {
+                place.copy_from_slice(serial.as_bytes());
+            }
+            _ => return Err(BlkError::Serial { serial: serial.to_owned() }),
+        }
+        let name = format!("{serial} ({})", image.path().display());
+        let config = config(&image);
+        Ok(Self { image, id, name, config, traffic: None })
+    }
+
+    /// The image, to be kept for the next machine when this one is rebuilt.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+}
+
+/// `struct virtio_blk_config` (5.2.4).
+fn config(image: &Image) -> [u8; CONFIG_BYTES] {
+    let Topology { logical, physical } = image.topology();
+    let exponent = (physical / logical).max(1).ilog2();
+    let sectors_a_block = logical / SECTOR_BYTES as u32;
+    let mut config = [0; CONFIG_BYTES];
+    let mut field = |offset: usize, bytes: &[u8]| {
+        if let Some(place) = config.get_mut(offset..offset + bytes.len()) {
+            place.copy_from_slice(bytes);
+        }
+    };
+    field(0, &(image.size_bytes() / SECTOR_BYTES).to_le_bytes());
+    // seg_max: header and status take one descriptor each.
+    field(12, &u32::from(SLOTS - 2).to_le_bytes());
+    field(20, &logical.to_le_bytes());
+    // topology: physical_block_exp, alignment_offset, min_io_size and opt_io_size (both in blocks).
+    field(24, &[exponent as u8, 0]);
+    field(26, &1u16.to_le_bytes());
+    field(28, &0u32.to_le_bytes());
+    // num_queues
+    field(34, &1u16.to_le_bytes());
+    // max_discard_sectors, max_discard_seg, discard_sector_alignment
+    field(36, &MAX_RANGE_SECTORS.to_le_bytes());
+    field(40, &1u32.to_le_bytes());
+    field(44, &sectors_a_block.to_le_bytes());
+    // max_write_zeroes_sectors, max_write_zeroes_seg, write_zeroes_may_unmap
+    field(48, &MAX_RANGE_SECTORS.to_le_bytes());
+    field(52, &1u32.to_le_bytes());
+    field(56, &[1]);
+    config
+}
+
+impl VirtioDevice for Blk {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn pci_class(&self) -> u32 {
+        PCI_CLASS
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[SLOTS]
+    }
+
+    fn features(&self) -> u64 {
+        let always = [VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_TOPOLOGY];
+        let changing = [VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES];
+        let rest: &[u32] = if self.image.readonly() { &[VIRTIO_BLK_F_RO] } else { &changing };
+        always.iter().chain(rest).fold(0, |bits, bit| bits | 1 << bit)
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let rest = self.config.get(start..).unwrap_or_default();
+        for (index, byte) in data.iter_mut().enumerate() {
+            *byte = rest.get(index).copied().unwrap_or(0);
+        }
+    }
+
+    /// There is nothing to write without CONFIG_WCE.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    fn activate(&mut self, io: &mut Io) -> Result<(), Fault> {
+        let engine = Engine::new(self.image.clone(), &self.name)
+            .map_err(|source| Fault::Backend { attempt: "setting up block I/O", source })?;
+        let ground = Ground {
+            // Shares the regions, so that they stay mapped as long as the kernel may write there.
+            ram: Arc::new(io.ram.clone()),
+            alignment: self.image.alignment(),
+            block_device: self.image.block_device(),
+            through: !io.has_feature(VIRTIO_BLK_F_FLUSH),
+        };
+        let limits = Limits { size_bytes: self.image.size_bytes(), readonly: self.image.readonly() };
+        self.traffic = Some(Traffic::new(self.name.clone(), self.id, limits, ground, engine));
+        Ok(())
+    }
+
+    fn queue_notified(&mut self, _queue: usize, io: &mut Io) -> Result<(), Fault> {
+        self.traffic.as_mut().map_or(Ok(()), |traffic| traffic.pump(io))
+    }
+
+    fn backend(&self) -> Option<Backend> {
+        let fd = self.traffic.as_ref()?.engine().completed().fd();
+        Some(Backend { fd, events: EventSet::IN })
+    }
+
+    fn backend_ready(&mut self, io: &mut Io) -> Result<(), Fault> {
+        self.traffic.as_mut().map_or(Ok(()), |traffic| traffic.completed(io))
+    }
+
+    fn quiesce(&mut self, io: &mut Io) -> Result<(), Fault> {
+        self.traffic.as_mut().map_or(Ok(()), |traffic| traffic.quiesce(io))
+    }
+
+    fn reset(&mut self) {
+        self.traffic = None;
+    }
+}
