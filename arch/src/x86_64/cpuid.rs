@@ -147,3 +147,7 @@ fn set(register: &mut u32, bit: u32, on: bool) {
         *register &= !bit;
     }
 }
+
+#[cfg(test)]
+#[path = "cpuid_tests.rs"]
+mod tests;

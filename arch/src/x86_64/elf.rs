@@ -22,7 +22,7 @@ const MAX_NOTE_BYTES: u64 = 1 << 20;
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 /// Note type and owner of the PVH entry point (Xen elfnote.h).
-const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
+const XEN_ELFNOTE_PHYS32_ENTRY: usize = 18;
 const NOTE_OWNER: &[u8] = b"Xen\0";
 /// COMMAND_LINE_SIZE of Linux on x86 without the NUL: there is no header that says it.
 const CMDLINE_MAX: usize = 2047;
@@ -121,24 +121,26 @@ fn pvh_entry(kernel: &File, segments: &[Segment]) -> Result<Option<u64>, BootErr
         }
         let mut notes = vec![0; segment.file_bytes as usize];
         kernel.read_exact_at(&mut notes, segment.offset).map_err(BootError::ReadKernel)?;
-        if let Some(entry) = find_pvh_note(&notes) {
-            return Ok(Some(entry.into()));
+        if let Some(description) = find_pvh_note(&notes) {
+            let address =
+                description.first_chunk().ok_or(BootError::KernelMalformed("its PVH note holds no address"))?;
+            return Ok(Some(u32::from_le_bytes(*address).into()));
         }
     }
     Ok(None)
 }
 
-/// Walks notes: name size, description size, type, then both, each padded to 4 bytes.
-fn find_pvh_note(mut notes: &[u8]) -> Option<u32> {
+/// The description of the PVH note: each note has its name's size, its description's, its type, then both, padded to
+/// 4 bytes.
+fn find_pvh_note(mut notes: &[u8]) -> Option<&[u8]> {
     const HEADER_BYTES: usize = 12;
     loop {
-        let padded = |offset| (u32_at(notes, offset) as usize).next_multiple_of(4);
-        let (name_bytes, description_bytes) = (padded(0), padded(4));
-        let body = notes.get(HEADER_BYTES..)?;
-        let description = body.get(name_bytes..)?;
-        if u32_at(notes, 8) == XEN_ELFNOTE_PHYS32_ENTRY && body.starts_with(NOTE_OWNER) && description_bytes >= 4 {
-            return description.first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
+        let size = |offset| u32_at(notes, offset) as usize;
+        let name = notes.get(HEADER_BYTES..)?;
+        let description = name.get(size(0).next_multiple_of(4)..)?;
+        if size(8) == XEN_ELFNOTE_PHYS32_ENTRY && name.starts_with(NOTE_OWNER) {
+            return description.get(..size(4));
         }
-        notes = description.get(description_bytes..)?;
+        notes = description.get(size(4).next_multiple_of(4)..)?;
     }
 }

@@ -134,3 +134,79 @@ fn is_text(start: &[u8]) -> bool {
     };
     !valid.is_empty() && valid.chars().all(|c| !c.is_control() || matches!(c, '\t' | '\n' | '\r' | '\x0c'))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(start: &[u8]) -> String {
+        classify(start, start.len() as u64).unwrap_err().to_string()
+    }
+
+    fn elf(class: u8, endian: u8, machine: [u8; 2]) -> Vec<u8> {
+        let mut start = b"\x7fELF".to_vec();
+        start.extend([class, endian]);
+        start.resize(18, 0);
+        start.extend(machine);
+        start.resize(64, 0);
+        start
+    }
+
+    fn with_magic(offset: usize, magic: &[u8]) -> Vec<u8> {
+        let mut start = b"MZ".to_vec();
+        start.resize(offset, 0);
+        start.extend(magic);
+        start.resize(PROBE_BYTES, 0);
+        start
+    }
+
+    #[test]
+    fn compressed_kernels_are_named() {
+        for (magic, name) in [(&b"\x1f\x8b\x08"[..], "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ\0", "xz")] {
+            let mut start = magic.to_vec();
+            start.resize(PROBE_BYTES, 0x80);
+            let message =
+                format!("the kernel is a {name}-compressed file, not a bzImage or an ELF vmlinux; decompress it first");
+            assert_eq!(refusal(&start), message);
+        }
+    }
+
+    #[test]
+    fn images_of_other_architectures_are_named() {
+        let built_for = |name| format!("the kernel is built for {name}; this machine is x86-64");
+        assert_eq!(refusal(&with_magic(0x38, b"ARM\x64")), built_for("arm64"));
+        assert_eq!(refusal(&with_magic(0x38, b"RSC\x05")), built_for("RISC-V"));
+        assert_eq!(refusal(&with_magic(0x24, &0x016f_2818u32.to_le_bytes())), built_for("32-bit Arm"));
+        assert_eq!(refusal(&with_magic(4, b"zimg")), built_for("another architecture (EFI zboot)"));
+        assert_eq!(refusal(&elf(2, 1, [183, 0])), built_for("arm64"));
+        assert_eq!(refusal(&elf(2, 2, [0, 22])), built_for("s390"));
+        assert_eq!(refusal(&elf(1, 1, [3, 0])), built_for("32-bit x86"));
+        assert_eq!(refusal(&elf(1, 1, [62, 0])), built_for("32-bit x86"));
+        assert_eq!(refusal(&elf(2, 1, [0x34, 0x12])), built_for("ELF machine 4660"));
+    }
+
+    #[test]
+    fn text_is_text_even_cut_inside_a_character() {
+        let text = "the kernel is a text file, not a bzImage or an ELF vmlinux";
+        assert_eq!(refusal(b"#!/bin/sh\necho hello\n"), text);
+        assert_eq!(refusal(&"naïve".as_bytes()[..3]), text);
+    }
+
+    #[test]
+    fn anything_else_is_unknown() {
+        let unknown = "the kernel is neither a bzImage nor an ELF vmlinux";
+        assert_eq!(refusal(&[0; PROBE_BYTES]), unknown);
+        assert_eq!(refusal(&[0xff, 0xfe, 0x00]), unknown);
+        assert_eq!(refusal(b"\xc3"), unknown);
+        // An EFI program that is no kernel.
+        assert_eq!(refusal(&with_magic(0x40, b"PE\0\0")), unknown);
+    }
+
+    #[test]
+    fn images_cut_inside_their_headers_are_truncated() {
+        let needed =
+            |needed, file| format!("the kernel is truncated: its headers describe {needed} bytes, the file has {file}");
+        assert_eq!(refusal(b"\x7fELF\x02\x01"), needed(64, 6));
+        assert_eq!(refusal(&with_magic(0x40, b"PE\0\0")[..100]), needed(PROBE_BYTES, 100));
+    }
+}

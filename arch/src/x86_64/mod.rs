@@ -20,6 +20,11 @@ mod pvh;
 mod regs;
 mod vcpu;
 
+#[cfg(test)]
+mod kernel_tests;
+#[cfg(test)]
+mod sample;
+
 pub use acpi::{AcpiError, write_acpi_tables};
 pub use cpuid::{CpuidError, supported_cpuid, vcpu_cpuid};
 pub use error::BootError;

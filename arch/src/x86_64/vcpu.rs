@@ -11,7 +11,7 @@ pub enum VcpuSetupError {
     /// `KVM_SET_CPUID2`.
     #[error("cannot set the vCPU's CPUID")]
     Cpuid(#[source] kvm_ioctls::Error),
-    /// `KVM_SET_MSRS`.
+    /// `KVM_GET_MSRS` or `KVM_SET_MSRS`.
     #[error("cannot set the vCPU's boot MSRs")]
     Msrs(#[source] kvm_ioctls::Error),
     /// The list of MSRs could not be made.
