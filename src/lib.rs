@@ -2,6 +2,9 @@
 
 pub mod clock;
 pub mod config;
+pub mod console;
 pub mod control;
 pub mod events;
 pub mod exit;
+pub mod registry;
+pub mod units;

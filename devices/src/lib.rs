@@ -7,6 +7,7 @@
 pub mod bus;
 pub mod irq;
 pub mod legacy;
+pub mod listener;
 pub mod pci;
 pub mod virtio;
 

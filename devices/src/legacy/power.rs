@@ -114,8 +114,8 @@ mod tests {
     fn power_off_needs_type_and_enable() {
         let (mut power, _) = block();
         assert_eq!(power.write(SLEEP_CONTROL, &[SOFT_OFF << 2]), Effect::None);
-        assert_eq!(power.write(SLEEP_CONTROL, &[3 << 2 | SLEEP_ENABLE]), Effect::None);
-        assert_eq!(power.write(SLEEP_CONTROL, &[SOFT_OFF << 2 | SLEEP_ENABLE]), Effect::PowerOff);
+        assert_eq!(power.write(SLEEP_CONTROL, &[(3 << 2) | SLEEP_ENABLE]), Effect::None);
+        assert_eq!(power.write(SLEEP_CONTROL, &[(SOFT_OFF << 2) | SLEEP_ENABLE]), Effect::PowerOff);
         assert_eq!(inb(&mut power, SLEEP_CONTROL + 1), 0);
     }
 

@@ -214,7 +214,7 @@ struct Format {
 
 impl Format {
     fn encode(self, value: u8) -> u8 {
-        if self.binary { value } else { (value / 10) << 4 | value % 10 }
+        if self.binary { value } else { ((value / 10) << 4) | (value % 10) }
     }
 
     /// What is no BCD becomes 255, which no field of a date may be.
