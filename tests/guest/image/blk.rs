@@ -12,7 +12,7 @@ const FLUSH: u64 = 1 << 9;
 const SECTOR: usize = 512;
 /// Sectors of one request, two data descriptors each.
 const CHUNK: u64 = 128;
-const LIMIT_US: u64 = 5_000_000;
+const LIMIT_US: u64 = 4_000_000;
 const DISK_VECTOR: u8 = 0x50;
 
 /// Request kinds (virtio 1.2, 5.2.6).
@@ -89,18 +89,18 @@ impl Disk {
     fn wait(&self, kind: u32, sector: u64) {
         let done = if self.irq {
             let end = now_us() + LIMIT_US;
-            arm_timer(2_000_000);
             while !self.queue.has_used() && now_us() < end {
+                arm_timer(LIMIT_US); // a lost interrupt must not become a hang
                 wait_for_interrupt();
             }
             arm_timer(0);
-            self.queue.has_used() && now_us() < end
+            now_us() < end
         } else {
             wait_until(LIMIT_US, || self.queue.has_used())
         };
         if !done {
-            let status = self.device.status();
-            fail!("disk: request {kind} at sector {sector}: no answer, device status {status:#x}");
+            let (status, used) = (self.device.status(), self.queue.has_used());
+            fail!("disk: request {kind} at sector {sector}: no answer, device status {status:#x} used={used}");
         }
     }
 

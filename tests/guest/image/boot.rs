@@ -60,6 +60,7 @@ global_asm!(
     "imul rcx, rbp, 4096",
     "add rcx, offset {ring0_stacks} + 4096",
     "mov [rax + 4], rcx",
+    "mov rsp, rcx",
     "mov word ptr [rax + 102], 104",
     "mov rdx, rbp",
     "shl rdx, 4",

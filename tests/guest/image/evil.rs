@@ -30,7 +30,7 @@ fn submit(index: u32, kind: &str) {
     queue.describe(2, status, 1, WRITE, 0);
     let head = if kind == "head" { QUEUE_SIZE } else { 0 };
     match kind {
-        "loop" => queue.describe(1, data, 512, NEXT | WRITE, 0),
+        "loop" => queue.describe(1, data, 512, NEXT, 0),
         "outside" => queue.describe(1, 0xff_ffff_f000, 4096, NEXT | WRITE, 2),
         "overflow" => queue.describe(1, u64::MAX - 0xff, u32::MAX, NEXT | WRITE, 2),
         "order" => {

@@ -1,7 +1,7 @@
 //! Microseconds: kvmclock where the hypervisor offers it, else the TSC at the frequency that CPUID tells.
 
 use crate::boot::{Page, wait_for_interrupt, wrmsr};
-use crate::port::{read, write};
+use crate::port::{out8, read, write};
 use core::arch::x86_64::{__cpuid, _rdtsc};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
@@ -15,6 +15,10 @@ static TSC_KHZ: AtomicU64 = AtomicU64::new(1_000_000);
 
 /// Chooses the clock and enables the local APIC. Returns the clock's name.
 pub fn init() -> &'static str {
+    // Firmware may have left the legacy interrupt controllers on, whose vectors are the exceptions'.
+    out8(0x21, 0xff);
+    out8(0xa1, 0xff);
+    write::<u32>(LAPIC + 0x350, 0x1_0000); // LINT0 masked
     write::<u32>(LAPIC + 0xf0, 0x1ff);
     write::<u32>(LAPIC + 0x80, 0);
     write::<u32>(LAPIC + 0x3e0, 0xb); // timer: divide by 1
