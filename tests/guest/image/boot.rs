@@ -5,7 +5,9 @@
 //! KVM can emulate (no SSE, no far return, no `int n`). The gate is a known `ud2`, because its exception arrives
 //! on every ground, which `syscall` and software interrupts do not.
 
+use crate::port::read;
 use core::arch::{asm, global_asm};
+use core::ffi::{CStr, c_char};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Most vCPUs the image has stacks for.
@@ -289,6 +291,16 @@ unsafe extern "C" {
     static vectors: [u8; 4096];
     static trampoline: u8;
     static trampoline_end: u8;
+}
+
+/// The command line that the start info at `info` points at; `None` if it is not UTF-8.
+pub fn command_line(info: usize) -> Option<&'static str> {
+    let text = read::<u64>(info + 24) as *const c_char;
+    if text.is_null() {
+        return Some("");
+    }
+    // SAFETY: the boot ABI gives a terminated string, and nothing here changes it.
+    unsafe { CStr::from_ptr(text) }.to_str().ok()
 }
 
 /// Fills the interrupt table: ring-0 interrupt gates.

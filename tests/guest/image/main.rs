@@ -19,7 +19,6 @@ mod random;
 mod time;
 mod virtio;
 
-use core::ffi::CStr;
 use core::sync::atomic::{AtomicBool, Ordering};
 use options::Options;
 use port::read;
@@ -38,13 +37,7 @@ extern "C" fn start(cpu: u32, info: u32) -> ! {
     }
     let ram = memory::Ram::from_start_info(info);
     line!("terna-guest ready ram_kib={} clock={clock} us={}", ram.bytes() >> 10, time::now_us());
-    let cmdline = read::<u64>(info + 24) as *const i8;
-    let text = if cmdline.is_null() {
-        ""
-    } else {
-        // SAFETY: the boot ABI gives a terminated string that nobody changes.
-        unsafe { CStr::from_ptr(cmdline) }.to_str().unwrap_or_else(|_| fail!("the command line is not UTF-8"))
-    };
+    let Some(text) = boot::command_line(info) else { fail!("the command line is not UTF-8") };
     let options = Options::parse(text);
     run(&options, &ram)
 }
@@ -73,7 +66,7 @@ fn run(options: &Options, ram: &memory::Ram) -> ! {
     }
     if options.halt {
         line!("halted");
-        boot::halt();
+        power::halt_for_good(options.button);
     }
     serve(options, worker, net.as_mut())
 }

@@ -59,10 +59,10 @@ impl Net {
             self.frames += 1;
             let bytes = (bytes as usize).min(BUFFER);
             let index = index % RX_BUFFERS;
-            // SAFETY: the buffer is ours until it is offered again.
-            let frame = unsafe { core::slice::from_raw_parts_mut(rx_buffer(index) as *mut u8, bytes) };
-            if bytes > HEADER && self.answer(&mut frame[HEADER..]) {
-                self.send(&frame[HEADER..]);
+            let mut frame: [u8; BUFFER] = read(rx_buffer(index));
+            let frame = &mut frame[HEADER..bytes.max(HEADER)];
+            if self.answer(frame) {
+                self.send(frame);
             }
             self.rx.offer(index);
             self.rx.notify();

@@ -1,6 +1,7 @@
-//! Port and memory-mapped register access.
+//! Access to ports, to registers and memory by address, and to the time stamp counter.
 
 use core::arch::asm;
+use core::arch::x86_64::_rdtsc;
 
 pub fn out8(port: u16, value: u8) {
     // SAFETY: a port write has no effect on this program's memory except through devices it has set up.
@@ -36,4 +37,10 @@ pub fn read<T: Copy>(address: usize) -> T {
 pub fn write<T: Copy>(address: usize, value: T) {
     // SAFETY: as for `read`.
     unsafe { (address as *mut T).write_volatile(value) }
+}
+
+/// The time stamp counter.
+pub fn tsc() -> u64 {
+    // SAFETY: every 64-bit processor has it, and ring 3 may read it (CR4.TSD is clear).
+    unsafe { _rdtsc() }
 }

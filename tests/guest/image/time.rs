@@ -1,8 +1,8 @@
 //! Microseconds: kvmclock where the hypervisor offers it, else the TSC at the frequency that CPUID tells.
 
 use crate::boot::{Page, wait_for_interrupt, wrmsr};
-use crate::port::{out8, read, write};
-use core::arch::x86_64::{__cpuid, _rdtsc};
+use crate::port::{out8, read, tsc, write};
+use core::arch::x86_64::__cpuid;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
@@ -45,11 +45,6 @@ pub fn init() -> &'static str {
     }
     TSC_KHZ.store(khz, Ordering::Relaxed);
     "tsc"
-}
-
-fn tsc() -> u64 {
-    // SAFETY: every 64-bit processor has it, and ring 3 may read it (CR4.TSD is clear).
-    unsafe { _rdtsc() }
 }
 
 /// Nanoseconds since some moment; goes on when the VM is moved.
