@@ -8,3 +8,4 @@ pub mod events;
 pub mod exit;
 pub mod registry;
 pub mod units;
+pub mod vmm;

@@ -1,0 +1,184 @@
+//! One way to build a machine, for a boot as for whatever fills it otherwise: `build` gives one that has never run.
+//!
+//! [`NewMachine`] has KVM objects and devices; [`Booted`] also a kernel and first registers. Neither has a thread, and an
+//! error drops all of it.
+
+use super::Error;
+use super::bus::{Bus, SharedDevice};
+use super::event_loop::{EventLoop, Subscriber};
+use super::gate::{Gate, Wanted};
+use super::host::Host;
+use super::machine::{Function, Machine};
+use super::vcpu::{Outcome, Shared, VcpuThread};
+use super::wiring::{KvmWiring, Line};
+use crate::config::VmConfig;
+use crate::events::{Event, EventBus};
+use kvm_ioctls::{VcpuFd, VmFd};
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
+use sterna_arch::{BootSource, layout};
+use sterna_devices::legacy::{Power, PvPanic, Rtc};
+use sterna_devices::pci::{BarWindow, ConfigPorts, Ecam, PciSegment};
+use sterna_devices::virtio::VirtioDevice;
+use sterna_devices::virtio::balloon::{Balloon, BalloonHandle};
+use sterna_devices::virtio::blk::Blk;
+use sterna_devices::virtio::net::Net;
+use sterna_devices::virtio::pci::{OnFault, VirtioPci};
+use sterna_devices::virtio::rng::Rng;
+
+/// A machine that has never run.
+pub struct NewMachine {
+    vcpus: Vec<VcpuFd>,
+    ports: Bus,
+    mmio: Bus,
+    functions: Vec<Function>,
+    power: Arc<Mutex<Power>>,
+    balloon: BalloonHandle,
+}
+
+/// A machine that has never run and knows where to start.
+pub struct Booted(NewMachine);
+
+/// Builds the machine that `config` describes on what `host` holds. A device that faults is told to `events`.
+///
+/// # Errors
+/// What KVM refuses or a device cannot have.
+pub fn build(config: &VmConfig, host: &Host, events: &Arc<EventBus>) -> Result<NewMachine, Error> {
+    let vm = create_vm(host)?;
+    let vcpus = (0..config.cpus)
+        .map(|index| vm.create_vcpu(u64::from(index)).map_err(kvm_error("creating a vCPU")))
+        .collect::<Result<_, _>>()?;
+    let (mut ports, mut mmio) = (Bus::default(), Bus::default());
+    let power = add_legacy_devices(&mut ports, &vm, host)?;
+    let wiring = Arc::new(KvmWiring::new(Arc::clone(&vm)));
+    let on_fault = fault_events(events);
+    let (models, balloon) = models(config, host)?;
+    let mut segment = PciSegment::new(layout::PCI_MMIO_START..layout::PCI_MMIO_START + layout::PCI_MMIO_SIZE);
+    let mut functions = Vec::new();
+    for (name, model) in models {
+        let ram = Arc::clone(host.memory.ram());
+        let function = VirtioPci::new(&name, model, ram, wiring.clone(), on_fault.clone())
+            .map_err(|error| Error::device(&name, error))?;
+        let function = Arc::new(Mutex::new(function));
+        segment.add(function.clone()).map_err(|error| Error::device(&name, error))?;
+        functions.push(function);
+    }
+    add_pci(&mut ports, &mut mmio, segment);
+    Ok(NewMachine { vcpus, ports, mmio, functions, power, balloon })
+}
+
+impl NewMachine {
+    /// Loads the kernel and sets the vCPUs' first state.
+    ///
+    /// # Errors
+    /// What is wrong with kernel, initrd or command line; what KVM refuses.
+    pub fn boot(self, config: &VmConfig, host: &Host) -> Result<Booted, Error> {
+        let ram = &**host.memory.ram();
+        let rsdp = sterna_arch::write_acpi_tables(ram, config.cpus).map_err(|source| Error::Acpi { source })?;
+        let mut kernel = open("kernel", &config.kernel)?;
+        let mut initrd = config.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
+        let source = BootSource { kernel: &mut kernel, initrd: initrd.as_mut(), cmdline: &config.cmdline };
+        let entry = sterna_arch::load_kernel(ram, source, rsdp)
+            .map_err(|source| Error::Boot { path: config.kernel.clone(), source })?;
+        for (index, vcpu) in (0u32..).zip(&self.vcpus) {
+            let cpuid = sterna_arch::vcpu_cpuid(&host.cpuid, index, config.cpus);
+            sterna_arch::setup_vcpu(vcpu, &cpuid, (index == 0).then_some(&entry))
+                .map_err(|source| Error::Vcpu { index, source })?;
+        }
+        host.memory.prefer_huge_pages().map_err(|source| Error::Memory { bytes: config.memory_bytes, source })?;
+        Ok(Booted(self))
+    }
+}
+
+impl Booted {
+    /// Gives the machine its threads, one of them for its devices and `console`. It stands still until resumed.
+    ///
+    /// # Errors
+    /// When a thread cannot be made.
+    pub fn start(self, console: Subscriber, outcomes: Sender<Outcome>) -> Result<Machine, Error> {
+        let NewMachine { vcpus, ports, mmio, functions, power, balloon } = self.0;
+        let gate = Arc::new(Gate::new(Wanted::Pause));
+        let shared = Shared { ports: Arc::new(ports), mmio: Arc::new(mmio), gate: gate.clone(), outcomes };
+        // From here on dropping the machine ends the threads there are.
+        let mut machine = Machine { gate, vcpus: Vec::new(), functions, power, balloon, event_loop: None };
+        for (index, vcpu) in (0u32..).zip(vcpus) {
+            let thread = VcpuThread::spawn(index, vcpu, shared.clone())
+                .map_err(|source| Error::Host { what: "a vCPU's thread", source })?;
+            machine.vcpus.push(thread);
+        }
+        let mut subscribers: Vec<Subscriber> = vec![console];
+        subscribers.extend(machine.functions.iter().map(|function| function.clone() as Subscriber));
+        let event_loop =
+            EventLoop::start(subscribers).map_err(|source| Error::Host { what: "the device event loop", source })?;
+        machine.event_loop = Some(event_loop);
+        Ok(machine)
+    }
+}
+
+fn fault_events(events: &Arc<EventBus>) -> OnFault {
+    let events = Arc::clone(events);
+    Arc::new(move |device: &str, reason: &str| {
+        events.publish(Event::DeviceFault { device: device.to_owned(), reason: reason.to_owned() });
+    })
+}
+
+fn add_pci(ports: &mut Bus, mmio: &mut Bus, segment: PciSegment) {
+    let segment = Arc::new(segment);
+    let (config_port, config_size) = (layout::PCI_CONFIG_PORT.into(), layout::PCI_CONFIG_SIZE.into());
+    ports.add(config_port, config_size, Arc::new(Mutex::new(ConfigPorts(segment.clone()))));
+    mmio.add(layout::ECAM_START, layout::ECAM_SIZE, Arc::new(Mutex::new(Ecam(segment.clone()))));
+    mmio.add(layout::PCI_MMIO_START, layout::PCI_MMIO_SIZE, Arc::new(Mutex::new(BarWindow(segment))));
+}
+
+/// The VM with its interrupt controllers and RAM. The order is KVM's: the interrupt controllers come before the vCPUs,
+/// each of which gets its local APIC from them.
+fn create_vm(host: &Host) -> Result<Arc<VmFd>, Error> {
+    let vm = host.kvm.create_vm().map_err(kvm_error("creating a VM"))?;
+    vm.set_tss_address(layout::KVM_TSS as usize).map_err(kvm_error("placing the TSS"))?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm_error("placing the identity map"))?;
+    vm.create_irq_chip().map_err(kvm_error("creating the interrupt controllers"))?;
+    host.memory.attach(&vm).map_err(|source| Error::Kvm { attempt: "registering guest memory", source })?;
+    Ok(Arc::new(vm))
+}
+
+fn add_legacy_devices(ports: &mut Bus, vm: &VmFd, host: &Host) -> Result<Arc<Mutex<Power>>, Error> {
+    let line_error = |source| Error::Kvm { attempt: "connecting an interrupt line", source };
+    host.serial_line.attach(vm).map_err(line_error)?;
+    let power_line = Line::new(layout::GED_GSI).map_err(line_error)?;
+    power_line.attach(vm).map_err(line_error)?;
+    let power = Arc::new(Mutex::new(Power::new(power_line)));
+    let mut add = |port: u16, size: u16, device: SharedDevice| ports.add(port.into(), size.into(), device);
+    add(layout::COM1_PORT, layout::COM1_SIZE, host.serial.clone());
+    add(layout::RTC_PORT, layout::RTC_SIZE, Arc::new(Mutex::new(Rtc::default())));
+    add(layout::PVPANIC_PORT, layout::PVPANIC_SIZE, Arc::new(Mutex::new(PvPanic)));
+    add(layout::POWER_PORT, layout::POWER_SIZE, power.clone());
+    Ok(power)
+}
+
+/// Every virtio model with its name, in slot order.
+fn models(config: &VmConfig, host: &Host) -> Result<(Vec<(String, Box<dyn VirtioDevice>)>, BalloonHandle), Error> {
+    let mut models: Vec<(String, Box<dyn VirtioDevice>)> = Vec::new();
+    for (disk, image) in config.disks.iter().zip(&host.images) {
+        let model = Blk::new(image.clone(), &disk.serial).map_err(|error| Error::device(&disk.id, error))?;
+        models.push((disk.id.clone(), Box::new(model)));
+    }
+    for (net, tap) in config.nets.iter().zip(&host.taps) {
+        let tap = tap.try_clone().map_err(|error| Error::device(&net.id, error))?;
+        models.push((net.id.clone(), Box::new(Net::new(tap, net.mac))));
+    }
+    models.push(("rng".into(), Box::new(Rng)));
+    let (balloon, handle) = Balloon::new().map_err(|error| Error::device("balloon", error))?;
+    models.push(("balloon".into(), Box::new(balloon)));
+    Ok((models, handle))
+}
+
+fn open(what: &'static str, path: &Path) -> Result<File, Error> {
+    File::open(path).map_err(|source| Error::OpenFile { what, path: path.to_owned(), source })
+}
+
+fn kvm_error(attempt: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
+    move |error| Error::Kvm { attempt, source: io::Error::from_raw_os_error(error.errno()) }
+}
