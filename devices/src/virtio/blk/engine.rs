@@ -11,7 +11,8 @@ use std::os::fd::AsRawFd;
 /// See the module. Whoever drops it has waited for all operations: [`Self::in_flight`] is 0.
 pub struct Engine {
     image: Image,
-    ring: Option<Ring>,
+    /// Absent where the host does not permit it.
+    pub ring: Option<Ring>,
     worker: Option<Worker>,
     /// Operations that could not even be started.
     failed: Vec<Done>,

@@ -355,3 +355,7 @@ fn mark_dirty(ram: &GuestRam, segments: impl Iterator<Item = Segment>) {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "flight_tests.rs"]
+mod tests;

@@ -210,6 +210,11 @@ impl Image {
     pub fn alignment(&self) -> Alignment {
         self.alignment
     }
+    /// The same image as if its filesystem asked for more.
+    #[cfg(test)]
+    pub(super) fn with_alignment(self, alignment: Alignment) -> Self {
+        Self { alignment, ..self }
+    }
     /// Block sizes.
     pub fn topology(&self) -> Topology {
         self.topology
@@ -247,3 +252,7 @@ fn direct_alignment(file: &File, size_bytes: u64) -> io::Result<Alignment> {
     }
     Err(refused())
 }
+
+#[cfg(test)]
+#[path = "image_tests.rs"]
+mod tests;

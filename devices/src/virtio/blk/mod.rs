@@ -17,6 +17,13 @@ mod sys;
 mod traffic;
 mod worker;
 
+#[cfg(test)]
+mod device_tests;
+#[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
+mod testing;
+
 pub use image::{Alignment, Image, ImageError, SECTOR_BYTES, Topology};
 pub use lock::Holder;
 
@@ -172,7 +179,7 @@ impl VirtioDevice for Blk {
     }
 
     fn backend(&self) -> Option<Backend> {
-        let fd = self.traffic.as_ref()?.engine().completed().fd();
+        let fd = self.traffic.as_ref()?.engine.completed().fd();
         Some(Backend { fd, events: EventSet::IN })
     }
 

@@ -87,6 +87,12 @@ impl Buffers {
         }
     }
 
+    /// How many bytes there is room for.
+    #[cfg(test)]
+    pub fn bytes(&self) -> usize {
+        self.vectors.iter().map(|vector| vector.iov_len).sum()
+    }
+
     /// For the kernel: first vector and how many.
     pub(super) fn vectors(&self) -> (*const libc::iovec, u32) {
         // At most MAX_VECTORS.

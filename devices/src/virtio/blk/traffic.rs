@@ -30,7 +30,8 @@ pub struct Traffic {
     id: [u8; ID_BYTES],
     limits: Limits,
     ground: Ground,
-    engine: Engine,
+    /// Does the I/O.
+    pub engine: Engine,
     /// What is in flight, by token.
     flights: Vec<Option<Flight>>,
     /// Tokens to be had.
@@ -53,11 +54,6 @@ impl Traffic {
         let flights = (0..SLOTS).map(|_| None).collect();
         let complaints = Complaints::default();
         Self { name, id, limits, ground, engine, flights, free: (0..SLOTS).rev().collect(), complaints }
-    }
-
-    /// The engine.
-    pub fn engine(&self) -> &Engine {
-        &self.engine
     }
 
     /// Takes what the driver has made available and answers what has ended.

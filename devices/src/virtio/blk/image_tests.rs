@@ -1,0 +1,144 @@
+//! Images that cannot be used, by name; locks between processes.
+
+use super::super::testing::scratch;
+use super::*;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Command, Stdio};
+
+fn refused(path: &Path, readonly: bool, direct: bool) -> String {
+    let error = Image::open(path, readonly, direct).unwrap_err();
+    let source = std::error::Error::source(&error).map_or_else(String::new, |source| format!(": {source}"));
+    format!("{error}{source}").replace(&path.display().to_string(), "PATH")
+}
+
+#[test]
+fn what_is_no_disk_is_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("missing");
+    assert_eq!(refused(&missing, false, true), "cannot open disk image PATH: No such file or directory (os error 2)");
+    assert_eq!(refused(directory.path(), true, true), "disk image PATH is a directory, not a file or block device");
+    let fifo = directory.path().join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let special = "disk image PATH is a special file, not a file or block device";
+    assert_eq!(refused(&fifo, true, false), special);
+    assert_eq!(refused(Path::new("/dev/null"), false, true), special);
+}
+
+#[test]
+fn sizes_that_are_no_disk_are_refused() {
+    for direct in [true, false] {
+        let path = scratch();
+        let cut = |size| fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(size).unwrap();
+        cut(511);
+        assert_eq!(refused(&path, false, direct), "disk image PATH has 511 bytes, less than a sector of 512");
+        cut(0);
+        assert_eq!(refused(&path, false, direct), "disk image PATH has 0 bytes, less than a sector of 512");
+        cut(4097);
+        let unit = if direct { Image::open(&scratch(), true, true).unwrap().alignment().offset.max(512) } else { 512 };
+        let ragged =
+            format!("disk image PATH has 4097 bytes, not a multiple of {unit}: grow it with `truncate -s %{unit}`");
+        assert!(refused(&path, false, direct).starts_with(&ragged));
+        // The lock went with the refusal.
+        cut(8192);
+        assert_eq!(Image::open(&path, false, direct).unwrap().size_bytes(), 8192);
+    }
+}
+
+#[test]
+fn no_permission_is_said() {
+    let path = scratch();
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o444)).unwrap();
+    if rustix::process::geteuid().is_root() {
+        // Root may open anything, but nobody may write to a file being executed.
+        let program = path.parent().unwrap().join(format!("sleep-{}", std::process::id()));
+        fs::copy("/bin/sleep", &program).unwrap();
+        let mut child = Command::new(&program).arg("60").spawn().unwrap();
+        let message = refused(&program, false, false);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        fs::remove_file(&program).unwrap();
+        assert_eq!(message, "cannot open disk image PATH: Text file busy (os error 26)");
+    } else {
+        assert_eq!(refused(&path, false, false), "cannot open disk image PATH: Permission denied (os error 13)");
+    }
+}
+
+#[test]
+fn a_filesystem_without_o_direct_is_told_apart() {
+    // procfs has regular files, and refuses O_DIRECT.
+    let message = refused(Path::new("/proc/self/maps"), true, true);
+    let expected =
+        "the filesystem of disk image PATH refuses O_DIRECT: use direct=off to go through the host's page cache";
+    assert_eq!(message, format!("{expected}: Invalid argument (os error 22)"));
+}
+
+#[test]
+fn alignment_is_tried_out_where_the_kernel_does_not_tell() {
+    // tmpfs takes O_DIRECT since Linux 6.6 and says nothing of alignment; before, it refuses.
+    let mut file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    file.write_all(&[0; 8192]).unwrap();
+    match Image::open(file.path(), false, true) {
+        Ok(image) => assert_eq!(image.alignment(), Alignment { memory: 512, offset: 512 }),
+        Err(error) => assert!(matches!(error, ImageError::Direct { .. }), "{error}"),
+    }
+}
+
+#[test]
+fn two_readers_share_an_image_and_a_writer_has_it_alone() {
+    let path = scratch();
+    let reader = Image::open(&path, true, false).unwrap();
+    let second = Image::open(&path, true, true).unwrap();
+    let itself = "disk image PATH is locked by this VM itself: the image is given twice";
+    assert_eq!(refused(&path, false, false), itself);
+    drop((reader, second));
+    let writer = Image::open(&path, false, false).unwrap();
+    let clone = writer.clone();
+    assert_eq!(refused(&path, true, false), itself);
+    drop(writer);
+    assert_eq!(refused(&path, false, false), itself);
+    drop(clone);
+    Image::open(&path, false, true).unwrap();
+}
+
+/// Names the image to the child that [`the_holder_of_a_lock_is_named`] starts of itself.
+const HOLD: &str = "STERNA_TEST_HOLD_IMAGE";
+
+#[test]
+fn the_holder_of_a_lock_is_named() {
+    if let Some(path) = std::env::var_os(HOLD) {
+        let _held = Image::open(Path::new(&path), false, true).unwrap();
+        println!("\nheld");
+        // Until the parent closes its end.
+        std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+        return;
+    }
+    let path = scratch();
+    // The child bears the name of a VM's process: command and arguments.
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("sterna");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let test = "virtio::blk::image::tests::the_holder_of_a_lock_is_named";
+    for (arguments, name) in
+        [(&["--exact", test][..], None), (&["--exact", test, "--skip", "--name=tern"], Some("tern"))]
+    {
+        let mut child = Command::new(&program);
+        child.args(arguments).args(["--nocapture", "--test-threads=1"]).env(HOLD, path.as_os_str());
+        let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap() == "held"), "the child ended before it held the image");
+        let message = refused(&path, false, false);
+        let read_message = refused(&path, true, false);
+        drop(child.stdin.take());
+        let _rest: Vec<_> = lines.collect();
+        assert!(child.wait().unwrap().success());
+        let who = name.map_or_else(
+            || format!("process {} (sterna)", child.id()),
+            |name: &str| format!("VM {name} (sterna, process {})", child.id()),
+        );
+        assert_eq!(message, format!("disk image PATH is locked by {who}"));
+        assert_eq!(read_message, message);
+        // Nothing is left of it.
+        Image::open(&path, false, false).unwrap();
+    }
+}
