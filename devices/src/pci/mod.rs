@@ -7,6 +7,8 @@ pub mod config;
 pub mod host_bridge;
 pub mod msix;
 pub mod segment;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use config::{ConfigSpace, Identity};
 pub use segment::{BarWindow, ConfigPorts, Ecam, PciError, PciSegment};

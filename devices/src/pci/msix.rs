@@ -201,10 +201,146 @@ impl Connection {
 
     /// Says once that interrupts are in trouble: a guest could make us say it without end.
     fn note(&mut self, result: std::io::Result<()>, name: &str, vector: usize) {
-        if let Err(error) = result {
-            if !std::mem::replace(&mut self.failed, true) {
-                log::error!("{name}: interrupt vector {vector} cannot be connected or raised: {error}");
-            }
+        if let Err(error) = result
+            && !std::mem::replace(&mut self.failed, true)
+        {
+            log::error!("{name}: interrupt vector {vector} cannot be connected or raised: {error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Call, Recorder};
+    use super::*;
+    use std::sync::atomic::Ordering;
+
+    fn msix(count: u16) -> (Msix, Arc<Recorder>) {
+        let recorder = Arc::new(Recorder::default());
+        (Msix::new("test0", count, recorder.clone()), recorder)
+    }
+
+    fn message(data: u32) -> MsiMessage {
+        MsiMessage { address: 0xfee0_1000, data }
+    }
+
+    /// Writes an entry a double word at a time, mask last, as Linux does.
+    fn program(msix: &mut Msix, vector: usize, message: MsiMessage, masked: bool) {
+        let at = vector * ENTRY_BYTES;
+        msix.write_table(at, &(message.address as u32).to_le_bytes());
+        msix.write_table(at + 4, &((message.address >> 32) as u32).to_le_bytes());
+        msix.write_table(at + 8, &message.data.to_le_bytes());
+        msix.write_table(at + 12, &u32::from(masked).to_le_bytes());
+    }
+
+    fn pending(msix: &Msix) -> u64 {
+        let mut bytes = [0xff; 8];
+        msix.read_pending(0, &mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+
+    #[test]
+    fn nothing_is_made_or_routed_before_a_vector_is_unmasked() {
+        let (mut msix, recorder) = msix(3);
+        msix.set_control(CONTROL_ENABLE | CONTROL_MASK);
+        program(&mut msix, 1, message(0x41), true);
+        msix.set_control(CONTROL_ENABLE);
+        msix.trigger(0);
+        assert_eq!(recorder.calls(), []);
+        program(&mut msix, 1, message(0x41), false);
+        assert_eq!(recorder.calls(), [Call::Made, Call::Route(Some(message(0x41)))]);
+    }
+
+    #[test]
+    fn a_masked_vector_is_pending_and_delivered_once_when_unmasked() {
+        let (mut msix, recorder) = msix(10);
+        msix.set_control(CONTROL_ENABLE);
+        program(&mut msix, 9, message(0x50), true);
+        msix.trigger(9);
+        msix.trigger(9);
+        assert_eq!((pending(&msix), recorder.calls()), (1 << 9, vec![]));
+        program(&mut msix, 9, message(0x50), false);
+        let delivered = [Call::Made, Call::Route(Some(message(0x50))), Call::Signal(message(0x50))];
+        assert_eq!((pending(&msix), recorder.calls()), (0, delivered.to_vec()));
+    }
+
+    #[test]
+    fn the_function_mask_holds_interrupts_back_too() {
+        let (mut msix, recorder) = msix(2);
+        msix.set_control(CONTROL_ENABLE);
+        program(&mut msix, 0, message(1), false);
+        recorder.calls();
+        msix.set_control(CONTROL_ENABLE | CONTROL_MASK);
+        msix.trigger(0);
+        assert_eq!((pending(&msix), recorder.calls()), (1, vec![]));
+        msix.set_control(CONTROL_ENABLE);
+        assert_eq!((pending(&msix), recorder.calls()), (0, vec![Call::Signal(message(1))]));
+    }
+
+    #[test]
+    fn only_a_changed_message_is_routed_again() {
+        let (mut msix, recorder) = msix(1);
+        msix.set_control(CONTROL_ENABLE);
+        program(&mut msix, 0, message(1), false);
+        msix.write_table(12, &[1]);
+        msix.write_table(12, &[0]);
+        msix.set_control(CONTROL_ENABLE | CONTROL_MASK);
+        msix.set_control(CONTROL_ENABLE);
+        assert_eq!(recorder.calls(), [Call::Made, Call::Route(Some(message(1)))]);
+        msix.write_table(12, &[1]);
+        program(&mut msix, 0, message(2), false);
+        msix.trigger(0);
+        assert_eq!(recorder.calls(), [Call::Route(Some(message(2))), Call::Signal(message(2))]);
+    }
+
+    #[test]
+    fn switching_msix_off_disconnects_and_drops() {
+        let (mut msix, recorder) = msix(2);
+        msix.set_control(CONTROL_ENABLE);
+        program(&mut msix, 0, message(1), false);
+        msix.trigger(1);
+        recorder.calls();
+        msix.set_control(0);
+        msix.trigger(0);
+        assert_eq!((pending(&msix), recorder.calls()), (0, vec![Call::Route(None)]));
+        msix.set_control(CONTROL_ENABLE);
+        assert_eq!(recorder.calls(), [Call::Route(Some(message(1)))]);
+        msix.reset();
+        assert_eq!((msix.entries(), recorder.calls()), ([AFTER_RESET; 2].as_slice(), vec![Call::Route(None)]));
+    }
+
+    #[test]
+    fn an_interrupt_survives_a_controller_that_refuses() {
+        let (mut msix, recorder) = msix(1);
+        msix.set_control(CONTROL_ENABLE);
+        recorder.refuses.store(true, Ordering::Relaxed);
+        program(&mut msix, 0, message(1), false);
+        msix.trigger(0);
+        assert_eq!(pending(&msix), 1);
+        recorder.refuses.store(false, Ordering::Relaxed);
+        msix.trigger(0);
+        let delivered = [Call::Made, Call::Route(Some(message(1))), Call::Signal(message(1))];
+        assert_eq!((pending(&msix), recorder.calls()), (0, delivered.to_vec()));
+    }
+
+    #[test]
+    fn the_table_takes_any_width_at_any_offset() {
+        let (mut msix, _) = msix(2);
+        msix.write_table(6, &[0x11; 20]);
+        let mut bytes = [0xff; 40];
+        msix.read_table(0, &mut bytes);
+        let mut expected = [0; 40];
+        expected[6..12].fill(0x11);
+        expected[12] = 1; // reserved bits of vector control stay 0
+        expected[16..26].fill(0x11);
+        expected[16] = 0x10; // the address is of whole double words
+        expected[28] = 1;
+        assert_eq!(bytes, expected);
+        msix.write_table(usize::MAX, &[0xff; 8]);
+        msix.write_table(32, &[0xff; 8]);
+        msix.read_table(0, &mut bytes);
+        assert_eq!(bytes, expected);
+        msix.trigger(2);
+        msix.trigger(0xffff);
     }
 }

@@ -104,7 +104,8 @@ impl PciSegment {
     /// Calls `access` with the function whose BAR holds all of an access at `address`, and the offset in the BAR. Where
     /// the guest laid BARs over each other, the lowest slot answers.
     fn with_bar(&self, address: u64, length: usize, access: impl FnOnce(&mut dyn PciFunction, u64)) {
-        let holds = |bar: &Range<u64>| bar.start <= address && address + length as u64 <= bar.end;
+        let Some(end) = address.checked_add(length as u64) else { return };
+        let holds = |bar: &Range<u64>| bar.start <= address && end <= bar.end;
         let Some(slot) = self.slots.iter().find(|slot| holds(&slot.published())) else { return };
         let mut function = lock(&slot.function);
         // Another vCPU may have moved the BAR since; then nobody answers.
@@ -214,3 +215,7 @@ impl BusDevice for BarWindow {
         Effect::None
     }
 }
+
+#[cfg(test)]
+#[path = "segment_tests.rs"]
+mod tests;

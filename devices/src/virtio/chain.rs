@@ -235,6 +235,48 @@ mod tests {
         assert!(matches!(driver.io().pop(0), Err(Fault::Ring { queue: 0, .. })));
     }
 
+    /// A chain of one indirect descriptor for `entries` descriptors of 16 bytes each, where each has these flags.
+    fn indirect(entries: &[(u16, u16)], table_bytes: u32) -> Driver {
+        const TABLE: u64 = 0x20_0000;
+        let mut driver = Driver::new(&[8]);
+        for (index, (flags, next)) in entries.iter().enumerate() {
+            driver.write_descriptor(TABLE + 16 * index as u64, 0x30_0000, 16, *flags, *next);
+        }
+        driver.descriptor(0, 3, TABLE, table_bytes, Driver::INDIRECT, 0);
+        driver.offer(0, 3);
+        driver
+    }
+
+    #[test]
+    fn an_indirect_table_may_be_longer_than_the_ring() {
+        let entries: Vec<_> = (0..20).map(|index| (if index < 19 { Driver::NEXT } else { 0 }, index + 1)).collect();
+        let chain = indirect(&entries, 320).io().pop(0).unwrap().unwrap();
+        assert_eq!((chain.head, chain.readable.len(), chain.readable_bytes()), (3, 20, 320));
+    }
+
+    #[test]
+    fn an_indirect_table_that_breaks_the_rules_is_a_fault() {
+        let last = (0, 0);
+        for (what, entries, bytes) in [
+            ("nested", [(Driver::INDIRECT, 0), last], 16),
+            ("loops", [(Driver::NEXT, 1), (Driver::NEXT, 0)], 32),
+            ("leaves the table", [(Driver::NEXT, 2), last], 32),
+            ("no whole number of descriptors", [last, last], 17),
+            ("empty", [last, last], 0),
+            ("too long to count", [last, last], 0x10_0000),
+        ] {
+            let popped = indirect(&entries, bytes).io().pop(0);
+            assert!(matches!(popped, Err(Fault::Broken { queue: 0, head: 3 })), "{what}: {popped:?}");
+        }
+    }
+
+    #[test]
+    fn a_chain_of_too_many_segments_is_a_fault() {
+        let entries: Vec<_> = (0..=MAX_SEGMENTS as u16).map(|index| (Driver::NEXT, index + 1)).collect();
+        let popped = indirect(&entries, 16 * entries.len() as u32).io().pop(0);
+        assert!(matches!(popped, Err(Fault::Broken { .. })), "{popped:?}");
+    }
+
     #[test]
     fn bytes_go_both_ways_across_segments() {
         let mut driver = Driver::new(&[8]);

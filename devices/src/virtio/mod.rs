@@ -30,7 +30,7 @@ pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
 /// A descriptor that wakes a device from the host side (tap, timer, completion event) and what to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend {
-    /// The descriptor, owned by the device.
+    /// The descriptor, owned by the device and open for as long as the device exists.
     pub fd: RawFd,
     /// What to wait for, level-triggered.
     pub events: EventSet,

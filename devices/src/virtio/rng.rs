@@ -6,7 +6,6 @@ use super::{BUDGET, Backend, Fault, Io, VirtioDevice};
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
-const QUEUE: usize = 0;
 /// Bytes given for one buffer, whatever its size; a driver that wants more asks again.
 const BYTES_A_BUFFER: usize = 4096;
 
@@ -43,8 +42,10 @@ impl VirtioDevice for Rng {
 
     fn queue_notified(&mut self, queue: usize, io: &mut Io) -> Result<(), Fault> {
         let mut random = [0; BYTES_A_BUFFER];
-        for _ in 0..BUDGET {
-            let Some(chain) = io.pop(queue)? else { return io.signal(queue) };
+        for served in 0..BUDGET {
+            let Some(chain) = io.pop(queue)? else {
+                return if served > 0 { io.signal(queue) } else { Ok(()) };
+            };
             let wanted = usize::try_from(chain.writable_bytes()).unwrap_or(usize::MAX).min(BYTES_A_BUFFER);
             // Up to 256 bytes come whole, more may come short; any number is good for the driver.
             let got = getrandom(&mut random[..wanted], GetRandomFlags::empty())
@@ -75,6 +76,8 @@ impl VirtioDevice for Rng {
 mod tests {
     use super::super::testing::Driver;
     use super::*;
+
+    const QUEUE: usize = 0;
 
     #[test]
     fn buffers_are_filled() {

@@ -97,6 +97,20 @@ impl Driver {
         Io::new(&self.ram, &mut self.queues, &self.doorbells, self.features, counter)
     }
 
+    /// Guest physical addresses of descriptor table, available ring and used ring.
+    pub fn ring(queue: usize) -> [u64; 3] {
+        let base = Self::base(queue);
+        [base, base + 0x8000, base + 0xc000]
+    }
+
+    /// Starts over with empty rings, as a driver does after a reset.
+    pub fn restart(&mut self) {
+        for (queue, ring) in self.rings.iter_mut().enumerate() {
+            *ring = Ring::default();
+            self.ram.write_slice(&[0; RING_BYTES as usize], GuestAddress(Self::base(queue))).unwrap();
+        }
+    }
+
     fn base(queue: usize) -> u64 {
         (queue as u64 + 1) * RING_BYTES
     }

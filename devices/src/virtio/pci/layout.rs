@@ -36,14 +36,8 @@ pub(super) enum Region {
 }
 
 impl Region {
-    const ALL: [Region; 6] = [
-        Region::Common,
-        Region::Isr,
-        Region::Device,
-        Region::Notify,
-        Region::MsixTable,
-        Region::MsixPending,
-    ];
+    const ALL: [Region; 6] =
+        [Region::Common, Region::Isr, Region::Device, Region::Notify, Region::MsixTable, Region::MsixPending];
 
     /// Where it starts in the BAR.
     pub(super) const fn offset(self) -> u32 {

@@ -186,10 +186,10 @@ impl VirtioPci {
 
     /// Lets a device that works react, and ends its work at a fault.
     fn react(&mut self, reaction: impl FnOnce(&mut dyn VirtioDevice, &mut Io) -> Result<(), Fault>) {
-        if self.working() {
-            if let Err(fault) = self.lend(reaction) {
-                self.fail(&fault);
-            }
+        if self.working()
+            && let Err(fault) = self.lend(reaction)
+        {
+            self.fail(&fault);
         }
     }
 
@@ -279,10 +279,10 @@ impl VirtioPci {
 
     /// Forgets the driver.
     fn reset_device(&mut self) {
-        if self.active {
-            if let Err(fault) = self.lend(|device, io| device.quiesce(io)) {
-                log::debug!("{}: in-flight work ended by a reset: {fault}", self.name);
-            }
+        if self.active
+            && let Err(fault) = self.lend(|device, io| device.quiesce(io))
+        {
+            log::debug!("{}: in-flight work ended by a reset: {fault}", self.name);
         }
         self.device.reset();
         self.active = false;
@@ -303,10 +303,10 @@ impl VirtioPci {
             if *bound == wanted {
                 continue;
             }
-            if let Some(address) = bound.take() {
-                if let Err(error) = self.wiring.unbind_notify(address, doorbell) {
-                    log::debug!("{}: the doorbell of queue {index} at {address:#x} stays bound: {error}", self.name);
-                }
+            if let Some(address) = bound.take()
+                && let Err(error) = self.wiring.unbind_notify(address, doorbell)
+            {
+                log::debug!("{}: the doorbell of queue {index} at {address:#x} stays bound: {error}", self.name);
             }
             if let Some(address) = wanted {
                 match self.wiring.bind_notify(address, doorbell) {
@@ -317,20 +317,17 @@ impl VirtioPci {
         }
     }
 
-    /// The access that the PCI configuration access capability describes, if it is a good one.
-    fn described_access(&self) -> Option<(u64, usize)> {
+    /// What an access to configuration space asks of the BAR, if it touches the data of the PCI configuration access
+    /// capability and what that describes is good: offset and bytes.
+    fn access_to_bar(&self, offset: usize, length: usize) -> Option<(u64, usize)> {
         let at = self.capabilities.access;
+        let data = at + Capabilities::ACCESS_DATA;
+        let touched = offset < data + 4 && data < offset.saturating_add(length);
         let bar = self.config.u16(at + Capabilities::ACCESS_BAR) & 0xff;
-        let offset = self.config.u32(at + Capabilities::ACCESS_OFFSET);
-        let length = self.config.u32(at + Capabilities::ACCESS_LENGTH);
-        let good = bar == 0 && matches!(length, 1 | 2 | 4) && offset % length == 0 && offset < layout::BAR_BYTES;
-        good.then_some((u64::from(offset), length as usize))
-    }
-
-    /// Whether an access to configuration space touches the data of that capability.
-    fn touches_access_data(&self, offset: usize, length: usize) -> bool {
-        let data = self.capabilities.access + Capabilities::ACCESS_DATA;
-        offset < data + 4 && data < offset.saturating_add(length)
+        let target = self.config.u32(at + Capabilities::ACCESS_OFFSET);
+        let bytes = self.config.u32(at + Capabilities::ACCESS_LENGTH);
+        let good = bar == 0 && matches!(bytes, 1 | 2 | 4) && target.is_multiple_of(bytes) && target < layout::BAR_BYTES;
+        (touched && good).then_some((u64::from(target), bytes as usize))
     }
 }
 
@@ -344,12 +341,10 @@ impl PciFunction for VirtioPci {
     }
 
     fn read_config(&mut self, offset: usize, data: &mut [u8]) {
-        if self.touches_access_data(offset, data.len()) {
-            if let Some((at, length)) = self.described_access() {
-                let mut window = [0; 4];
-                self.read_bar(at, &mut window[..length]);
-                self.config.set(self.capabilities.access + Capabilities::ACCESS_DATA, &window);
-            }
+        if let Some((at, length)) = self.access_to_bar(offset, data.len()) {
+            let mut window = [0; 4];
+            self.read_bar(at, &mut window[..length]);
+            self.config.set(self.capabilities.access + Capabilities::ACCESS_DATA, &window);
         }
         self.config.read(offset, data);
     }
@@ -358,11 +353,9 @@ impl PciFunction for VirtioPci {
         self.config.write(offset, data);
         self.msix.set_control(self.config.u16(self.capabilities.msix_control));
         self.bind_doorbells();
-        if self.touches_access_data(offset, data.len()) {
-            if let Some((at, length)) = self.described_access() {
-                let window = self.config.u32(self.capabilities.access + Capabilities::ACCESS_DATA).to_le_bytes();
-                self.write_bar(at, &window[..length]);
-            }
+        if let Some((at, length)) = self.access_to_bar(offset, data.len()) {
+            let window = self.config.u32(self.capabilities.access + Capabilities::ACCESS_DATA).to_le_bytes();
+            self.write_bar(at, &window[..length]);
         }
     }
 
