@@ -123,8 +123,8 @@ impl<'a> Io<'a> {
         let mut needed = ring.needs_notification(self.ram).map_err(|source| Fault::Ring { queue, source })?;
         if let Some(position) = self.together.iter().position(|(other, _)| *other == queue) {
             let (_, start) = self.together.swap_remove(position);
-            needed = needed
-                || passed_used_event(ring, self.ram, start).map_err(|source| Fault::Ring { queue, source })?;
+            needed =
+                needed || passed_used_event(ring, self.ram, start).map_err(|source| Fault::Ring { queue, source })?;
         }
         if needed {
             self.interrupts.queue(queue);
@@ -159,4 +159,70 @@ fn passed_used_event(ring: &Queue, ram: &GuestRam, start: u16) -> Result<bool, v
     let event: u16 = ram.read_obj(address).map_err(virtio_queue::Error::GuestMemory)?;
     let now = ring.next_used();
     Ok(now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const USED: u64 = 0x3000;
+    const AVAILABLE: u64 = 0x2000;
+
+    struct Count(u32);
+
+    impl Interrupts for Count {
+        fn queue(&mut self, _queue: usize) {
+            self.0 += 1;
+        }
+        fn config(&mut self) {}
+    }
+
+    /// A queue of 8 with RING_EVENT_IDX whose used ring stands at `start`.
+    fn queue(start: u16) -> (GuestRam, Queue) {
+        let ram = GuestRam::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
+        let mut queue = Queue::new(8).unwrap();
+        queue.set_desc_table_address(Some(0x1000), Some(0));
+        queue.set_avail_ring_address(Some(AVAILABLE as u32), Some(0));
+        queue.set_used_ring_address(Some(USED as u32), Some(0));
+        queue.set_event_idx(true);
+        queue.set_next_used(start);
+        queue.set_ready(true);
+        (ram, queue)
+    }
+
+    #[test]
+    fn chains_given_back_together_follow_each_other_around_the_ring() {
+        let (ram, queue) = queue(u16::MAX - 1);
+        let mut count = Count(0);
+        let mut queues = [queue];
+        let mut io = Io::new(&ram, &mut queues, &[], 0, &mut count);
+        io.complete_together(0, &[]).unwrap();
+        io.complete_together(0, &[(5, 50), (6, 60), (7, 70)]).unwrap();
+        let [queue] = queues;
+        assert_eq!(queue.next_used(), 1);
+        assert_eq!(ram.read_obj::<u16>(GuestAddress(USED + 2)).unwrap(), 1);
+        for (slot, expected) in [(6, [5u32, 50]), (7, [6, 60]), (0, [7, 70])] {
+            assert_eq!(ram.read_obj::<[u32; 2]>(GuestAddress(USED + 4 + 8 * slot)).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn a_driver_is_interrupted_for_any_chain_of_those_given_back_together() {
+        for start in [0u16, u16::MAX - 2] {
+            // The driver wants an interrupt once the chain at this distance is used; 5 are.
+            for (distance, interrupts) in [(-1, 0), (0, 1), (1, 1), (3, 1), (4, 1), (5, 0), (100, 0)] {
+                let (ram, queue) = queue(start);
+                let event = start.wrapping_add_signed(distance);
+                ram.write_obj(event, GuestAddress(AVAILABLE + 4 + 2 * 8)).unwrap();
+                let mut count = Count(0);
+                let mut queues = [queue];
+                let mut io = Io::new(&ram, &mut queues, &[], 0, &mut count);
+                io.complete_together(0, &[(1, 1), (2, 1), (3, 1)]).unwrap();
+                io.complete_together(0, &[(4, 1), (5, 1)]).unwrap();
+                io.signal(0).unwrap();
+                io.signal(0).unwrap();
+                assert_eq!(count.0, interrupts, "start {start}, distance {distance}");
+            }
+        }
+    }
 }

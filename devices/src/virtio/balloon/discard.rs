@@ -40,7 +40,7 @@ fn discard_in_region(ram: &GuestRam, start: u64, bytes: u64) -> io::Result<u64> 
     let offset = start - region.start_addr().0;
     let bytes = bytes.min(region.len() - offset);
     // Only a region that does not end on a page boundary could leave less than a page.
-    if bytes % PAGE_BYTES != 0 {
+    if !bytes.is_multiple_of(PAGE_BYTES) {
         return Err(outside());
     }
     let slice = region.get_slice(MemoryRegionAddress(offset), bytes as usize).map_err(io::Error::other)?;

@@ -6,6 +6,8 @@
 
 mod discard;
 mod handle;
+#[cfg(test)]
+mod tests;
 
 pub use handle::{BalloonHandle, BalloonStatus};
 
@@ -205,10 +207,11 @@ impl VirtioDevice for Balloon {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let shared = lock(&self.host.shared);
         let fields = [shared.target_pages, shared.actual_pages, 0, self.poison];
-        for (position, byte) in (offset..).zip(data) {
-            let field = usize::try_from(position / 4).ok().and_then(|index| fields.get(index));
-            *byte = field.map_or(0, |field| (field >> (8 * (position % 4))) as u8);
-        }
+        let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
+        data.fill(0);
+        data.iter_mut()
+            .zip(fields.into_iter().flat_map(u32::to_le_bytes).skip(skipped))
+            .for_each(|(to, from)| *to = from);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {

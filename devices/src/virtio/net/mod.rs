@@ -11,6 +11,10 @@ mod holders;
 mod port;
 mod receive;
 mod tap;
+#[cfg(test)]
+mod tap_tests;
+#[cfg(test)]
+mod tests;
 
 pub use counters::{Counters, Direction, Traffic};
 pub use port::{Offload, Port};
@@ -158,9 +162,9 @@ impl<P: Port> VirtioDevice for Net<P> {
         let fields =
             self.mac.into_iter().chain(status.to_le_bytes()).chain([0; 2]).chain(self.port.mtu().to_le_bytes());
         config.iter_mut().zip(fields).for_each(|(to, from)| *to = from);
-        for (position, byte) in (offset..).zip(data) {
-            *byte = usize::try_from(position).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
-        }
+        let wanted = usize::try_from(offset).ok().and_then(|at| config.get(at..)).unwrap_or_default();
+        data.fill(0);
+        data.iter_mut().zip(wanted).for_each(|(to, from)| *to = *from);
     }
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
@@ -171,9 +175,12 @@ impl<P: Port> VirtioDevice for Net<P> {
         let tso4 = checksum && io.has_feature(VIRTIO_NET_F_GUEST_TSO4);
         let tso6 = checksum && io.has_feature(VIRTIO_NET_F_GUEST_TSO6);
         let ecn = (tso4 || tso6) && io.has_feature(VIRTIO_NET_F_GUEST_ECN);
-        self.port
-            .set_offload(Offload { checksum, tso4, tso6, ecn })
-            .map_err(|source| Fault::Backend { attempt: "set the offloads of the tap interface", source })?;
+        let offload = Offload { checksum, tso4, tso6, ecn };
+        // A tap that is gone cannot be told, and gives no frames either.
+        if self.link_up {
+            let attempt = "set the offloads of the tap interface";
+            self.port.set_offload(offload).map_err(|source| Fault::Backend { attempt, source })?;
+        }
         self.active = true;
         Ok(())
     }
@@ -207,7 +214,8 @@ impl<P: Port> VirtioDevice for Net<P> {
         self.active = false;
         self.receiver.reset();
         // The next driver says what it takes before it gets any frame; until then the tap completes them itself.
-        if let Err(error) = self.port.set_offload(Offload::default()) {
+        let offload = if self.link_up { self.port.set_offload(Offload::default()) } else { Ok(()) };
+        if let Err(error) = offload {
             log::warn!("{}: cannot switch off the offloads ({error})", self.port.name());
         }
     }

@@ -37,7 +37,7 @@ pub enum TapError {
         name: String,
     },
     /// Another descriptor is attached to it.
-    #[error("tap interface {name} is busy: {holder} holds it")]
+    #[error("tap interface {name} is busy: held by {holder}")]
     Busy {
         /// Interface.
         name: String,
