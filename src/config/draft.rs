@@ -36,11 +36,11 @@ pub struct Draft {
     /// Text of `serial`.
     pub serial: Option<String>,
     /// Each `disk`.
-    disks: Option<Vec<Fields>>,
+    pub(crate) disks: Option<Vec<Fields>>,
     /// Each `net`.
-    nets: Option<Vec<Fields>>,
+    pub(crate) nets: Option<Vec<Fields>>,
     /// `vsock`.
-    vsock: Option<Fields>,
+    pub(crate) vsock: Option<Fields>,
 }
 
 impl Draft {

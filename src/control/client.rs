@@ -146,9 +146,14 @@ impl Client {
     /// Turns the connection into a stream of events, complete from here on.
     pub fn listen(mut self) -> Result<EventStream, Error> {
         match self.call(Request::Events, PATIENCE)? {
-            Reply::Listening => Ok(EventStream { client: self }),
+            Reply::Listening => Ok(self.into_events()),
             _ => Err(self.broken("an answer to another question")),
         }
+    }
+
+    /// What comes over the connection from here on, whether `events` was answered or is still waited for.
+    pub fn into_events(self) -> EventStream {
+        EventStream { client: self }
     }
 
     /// The next line's content; `None` if none has come in time.
@@ -193,12 +198,16 @@ pub enum Heard {
 impl EventStream {
     /// Waits for the next event, at most `timeout`.
     pub fn next(&mut self, timeout: Duration) -> Result<Heard, Error> {
-        match self.client.receive(timeout) {
-            Ok(Some(Answer::Event(record))) => Ok(Heard::Event(record)),
-            Ok(Some(_)) => Err(self.client.broken("an answer among the events")),
-            Ok(None) => Ok(Heard::Nothing),
-            Err(Error::Gone { .. }) => Ok(Heard::Closed),
-            Err(error) => Err(error),
+        let deadline = Instant::now() + timeout;
+        loop {
+            match self.client.receive(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Some(Answer::Event(record))) => return Ok(Heard::Event(record)),
+                Ok(Some(Answer::Reply(Reply::Listening))) => {}
+                Ok(Some(_)) => return Err(self.client.broken("an answer among the events")),
+                Ok(None) => return Ok(Heard::Nothing),
+                Err(Error::Gone { .. }) => return Ok(Heard::Closed),
+                Err(error) => return Err(error),
+            }
         }
     }
 }

@@ -1,0 +1,71 @@
+//! What each subcommand does: one function each, one file for a noun.
+
+mod balloon;
+mod console;
+mod detach;
+mod events;
+mod list;
+mod power;
+mod run;
+mod signals;
+
+use crate::cli::{Cli, Command};
+use crate::error::Error;
+use crate::registry::Registry;
+use serde::Serialize;
+use std::io::{Write, stdout};
+
+/// Carries out `cli`'s command.
+///
+/// # Errors
+/// With all that a person is told about it.
+pub fn run(cli: Cli) -> Result<(), Error> {
+    let registry = Registry::from_env()?;
+    let output = Output { json: cli.json };
+    match cli.command {
+        Command::Run(args) => run::run(&registry, *args, cli.verbose, output),
+        Command::Detached(_) => detach::serve(&registry),
+        Command::List => list::list(&registry, output),
+        Command::Show(vm) => list::show(&registry, &vm.name, output),
+        Command::Pause(vm) => power::pause(&registry, &vm.name, output),
+        Command::Resume(vm) => power::resume(&registry, &vm.name, output),
+        Command::Stop(args) => power::stop(&registry, &args, output),
+        Command::Console(vm) => console::console(&registry, &vm.name),
+        Command::Events(args) => events::events(&registry, args.name.as_deref()),
+        Command::Balloon(args) => balloon::balloon(&registry, &args, output),
+    }
+}
+
+/// Where results go: standard output, for people or for programs.
+#[derive(Clone, Copy, Debug)]
+struct Output {
+    json: bool,
+}
+
+impl Output {
+    /// Prints `value` as JSON, or what `text` says of it.
+    fn result<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), Error> {
+        if self.json {
+            let mut line = serde_json::to_string_pretty(value).map_err(|error| Error::Output(error.into()))?;
+            line.push('\n');
+            print(&line)
+        } else {
+            print(&text(value))
+        }
+    }
+}
+
+/// Writes all of `text` to standard output at once.
+fn print(text: &str) -> Result<(), Error> {
+    let mut stdout = stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(Error::Output)
+}
+
+/// What a command did to a VM, for programs.
+#[derive(Serialize)]
+struct Outcome<'a> {
+    /// The VM.
+    name: &'a str,
+    /// What came of it, in one word.
+    result: &'a str,
+}

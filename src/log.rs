@@ -1,0 +1,65 @@
+//! Messages of the program to standard error, each with its time and level.
+
+use crate::clock;
+use log::{LevelFilter, Log, Metadata, Record};
+use std::io::{IsTerminal, Write, stderr};
+use std::sync::OnceLock;
+use std::time::SystemTime;
+
+/// Environment variable that sets the level: off, error, warn, info, debug or trace.
+pub const VARIABLE: &str = "STERNA_LOG";
+
+struct StandardError {
+    /// A terminal may be in raw mode, where a newline does not return the carriage.
+    end_of_line: &'static str,
+}
+
+static LOGGER: OnceLock<StandardError> = OnceLock::new();
+
+impl Log for StandardError {
+    fn enabled(&self, _: &Metadata) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record) {
+        let time = clock::rfc3339(SystemTime::now());
+        let line = format!("{time} {:5} {}{}", record.level(), record.args(), self.end_of_line);
+        let _ = stderr().lock().write_all(line.as_bytes()); // there is nowhere left to complain
+    }
+
+    fn flush(&self) {}
+}
+
+/// Starts logging at `default`, or at what `STERNA_LOG` says, raised by each of `verbose`. Called once, before
+/// threads.
+pub fn start(default: LevelFilter, verbose: u8) {
+    let asked = std::env::var(VARIABLE).ok();
+    let level = level(asked.as_deref(), default, verbose);
+    let end_of_line = if stderr().is_terminal() { "\r\n" } else { "\n" };
+    if log::set_logger(LOGGER.get_or_init(|| StandardError { end_of_line })).is_ok() {
+        log::set_max_level(level);
+    }
+    if let Some(text) = asked.filter(|text| text.parse::<LevelFilter>().is_err()) {
+        log::warn!("{VARIABLE} is '{text}'; it must be off, error, warn, info, debug or trace");
+    }
+}
+
+fn level(asked: Option<&str>, default: LevelFilter, verbose: u8) -> LevelFilter {
+    let base = asked.and_then(|text| text.parse().ok()).unwrap_or(default);
+    (0..verbose).fold(base, |level, _| level.increment_severity())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_variable_sets_the_level_and_each_v_raises_it() {
+        assert_eq!(level(None, LevelFilter::Warn, 0), LevelFilter::Warn);
+        assert_eq!(level(None, LevelFilter::Warn, 1), LevelFilter::Info);
+        assert_eq!(level(Some("error"), LevelFilter::Warn, 2), LevelFilter::Info);
+        assert_eq!(level(Some("nonsense"), LevelFilter::Warn, 0), LevelFilter::Warn);
+        assert_eq!(level(Some("off"), LevelFilter::Info, 0), LevelFilter::Off);
+        assert_eq!(level(None, LevelFilter::Warn, 9), LevelFilter::Trace);
+    }
+}
