@@ -1,16 +1,17 @@
-//! Runs operations on an image: io_uring where it may be used, a thread for the rest, one event for both.
+//! Runs operations on a file: io_uring where it may be used, a thread for the rest, one event for both.
 
 use super::event::Event;
-use super::image::Image;
 use super::op::{Done, Op};
 use super::ring::Ring;
 use super::worker::Worker;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 /// See the module. Whoever drops it has waited for all operations: [`Self::in_flight`] is 0.
 pub struct Engine {
-    image: Image,
+    file: Arc<File>,
     /// Absent where the host does not permit it.
     pub ring: Option<Ring>,
     worker: Option<Worker>,
@@ -25,14 +26,14 @@ impl Engine {
     ///
     /// # Errors
     /// No descriptor to be had.
-    pub fn new(image: Image, name: &str) -> io::Result<Self> {
+    pub fn new(file: Arc<File>, name: &str) -> io::Result<Self> {
         let completed = Event::new()?;
         let ring = Ring::new(&completed)
             .inspect_err(|error| {
                 log::warn!("disk {name}: io_uring is not available ({error}): a thread does its I/O, slower")
             })
             .ok();
-        Ok(Self { image, ring, worker: None, failed: Vec::new(), completed, in_flight: 0 })
+        Ok(Self { file, ring, worker: None, failed: Vec::new(), completed, in_flight: 0 })
     }
 
     /// Signalled when an operation has ended.
@@ -48,7 +49,7 @@ impl Engine {
     /// Starts `op`, at the latest with the next [`Self::submit`]. Its end is told by [`Self::next_done`] in any case.
     pub fn start(&mut self, token: u16, op: Op) {
         self.in_flight += 1;
-        let entry = op.entry(self.image.file().as_raw_fd());
+        let entry = op.entry(self.file.as_raw_fd());
         let pushed = match (&mut self.ring, entry) {
             (Some(ring), Some(entry)) => ring.push(token, op, entry),
             _ => self.hand_over(token, op),
@@ -61,7 +62,7 @@ impl Engine {
 
     fn hand_over(&mut self, token: u16, op: Op) -> Result<(), Op> {
         if self.worker.is_none() {
-            self.worker = Worker::start(self.image.file(), &self.completed)
+            self.worker = Worker::start(&self.file, &self.completed)
                 .inspect_err(|error| log::error!("no thread for block I/O: {error}"))
                 .ok();
         }

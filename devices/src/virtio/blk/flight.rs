@@ -19,7 +19,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 /// Most bytes that go through a bounce buffer at once; a multiple of every alignment.
 const CHUNK_BYTES: u64 = 256 << 10;
-const _: () = assert!(CHUNK_BYTES % MAX_ALIGNMENT == 0);
+const _: () = assert!(CHUNK_BYTES.is_multiple_of(MAX_ALIGNMENT));
 /// Times an interrupted operation is begun again before it counts as failed.
 const MAX_RETRIES: u32 = 100;
 
@@ -112,8 +112,8 @@ impl Flight {
     /// The bytes of the image that no other change may touch meanwhile, if it may have to read some of them to write
     /// them back: those of the O_DIRECT blocks that it changes in part.
     pub fn exclusive(&self, ground: &Ground) -> Option<Range<u64>> {
-        let partial = (self.range.start | self.range.end) % ground.alignment.offset != 0;
-        (partial && self.changes()).then(|| self.blocks(ground))
+        let whole = (self.range.start | self.range.end).is_multiple_of(ground.alignment.offset);
+        (!whole && self.changes()).then(|| self.blocks(ground))
     }
 
     /// Whether it changes the image.
@@ -158,9 +158,9 @@ impl Flight {
         if code == Some(libc::EOPNOTSUPP) && self.verb == Verb::Discard {
             return Next::Answer(Status::Unsupported, None);
         }
-        if code == Some(libc::EOPNOTSUPP)
-            && let Step::Allocate(way) = self.step
-        {
+        // A block device zeroes whole blocks only, and says EINVAL to parts.
+        let cannot = code == Some(libc::EOPNOTSUPP) || (ground.block_device && code == Some(libc::EINVAL));
+        if cannot && let Step::Allocate(way) = self.step {
             // Zeroing has another way on any image: by ZERO_RANGE, else by writing.
             self.step = if way.contains(FallocateFlags::PUNCH_HOLE) {
                 Step::Allocate(FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE)
@@ -334,7 +334,7 @@ impl fmt::Display for Flight {
 /// guest physical address is aligned as its host address is, up to a page, which is the most an image asks for.
 fn is_aligned(data: &[Segment], range: &Range<u64>, ground: &Ground) -> bool {
     let Alignment { memory, offset } = ground.alignment;
-    range.start % offset == 0
+    range.start.is_multiple_of(offset)
         && data.iter().all(|segment| segment.address.0 % memory == 0 && u64::from(segment.length) % offset == 0)
 }
 

@@ -171,7 +171,7 @@ impl Image {
         let alignment = direct_alignment(&file, size_bytes)
             .map_err(|source| ImageError::Direct { path: path.to_owned(), source })?;
         let unit_bytes = alignment.offset.max(SECTOR_BYTES);
-        if size_bytes % unit_bytes != 0 {
+        if !size_bytes.is_multiple_of(unit_bytes) {
             return Err(ImageError::Ragged { path: path.to_owned(), size_bytes, unit_bytes });
         }
         let topology = if block_device {

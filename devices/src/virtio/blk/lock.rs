@@ -92,7 +92,7 @@ fn holds_lock(pid: u32, wanted: &fs::Metadata) -> bool {
     })
 }
 
-/// Whether `info` has a line such as `lock:	1: OFDLCK  ADVISORY  WRITE -1 fe:00:131 0 EOF` on this inode.
+/// Whether `info` has a line such as `lock: 1: OFDLCK  ADVISORY  WRITE -1 fe:00:131 0 EOF` on this inode.
 fn names_inode(info: &str, inode: u64) -> bool {
     let locks = info.lines().filter(|line| line.starts_with("lock:"));
     let files = locks.filter_map(|line| line.split_whitespace().find(|word| word.matches(':').count() == 2));

@@ -22,6 +22,10 @@ mod device_tests;
 #[cfg(test)]
 mod hostile_tests;
 #[cfg(test)]
+mod loop_tests;
+#[cfg(test)]
+mod random_tests;
+#[cfg(test)]
 mod testing;
 
 pub use image::{Alignment, Image, ImageError, SECTOR_BYTES, Topology};
@@ -160,7 +164,7 @@ impl VirtioDevice for Blk {
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, io: &mut Io) -> Result<(), Fault> {
-        let engine = Engine::new(self.image.clone(), &self.name)
+        let engine = Engine::new(Arc::clone(self.image.file()), &self.name)
             .map_err(|source| Fault::Backend { attempt: "setting up block I/O", source })?;
         let ground = Ground {
             // Shares the regions, so that they stay mapped as long as the kernel may write there.

@@ -131,7 +131,7 @@ impl Request {
     fn at(&mut self, sector: u64, length: u64, limits: Limits) -> Result<(), Status> {
         let offset = sector.checked_mul(SECTOR_BYTES).ok_or(Status::IoError)?;
         let end = offset.checked_add(length).ok_or(Status::IoError)?;
-        if length % SECTOR_BYTES != 0 || end > limits.size_bytes {
+        if !length.is_multiple_of(SECTOR_BYTES) || end > limits.size_bytes {
             return Err(Status::IoError);
         }
         (self.offset, self.length) = (offset, length);

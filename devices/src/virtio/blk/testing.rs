@@ -65,9 +65,7 @@ fn scratch_directory() -> PathBuf {
 /// A disk image with a pattern in it, which names each sector's number.
 pub fn scratch() -> TempPath {
     let mut file = NamedTempFile::new_in(scratch_directory()).unwrap();
-    for sector in 0..DISK_BYTES / 512 {
-        file.write_all(&pattern(sector)).unwrap();
-    }
+    file.write_all(&(0..DISK_BYTES / 512).flat_map(pattern).collect::<Vec<_>>()).unwrap();
     file.into_temp_path()
 }
 
