@@ -98,7 +98,7 @@ pub enum BootError {
     /// Copying the initrd into RAM.
     #[error("cannot load the initrd into guest memory")]
     LoadInitrd(#[source] GuestMemoryError),
-    /// GDT or page tables.
+    /// GDT, page tables or reset vector.
     #[error("cannot write the boot tables into guest memory")]
     WriteTables(#[source] GuestMemoryError),
     /// Zero page or start info.

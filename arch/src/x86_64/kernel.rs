@@ -4,7 +4,7 @@
 use super::identify::{Format, identify};
 use super::layout::{CMDLINE_SIZE, PAGE_SIZE};
 use super::memory_map::memory_map;
-use super::{BootError, boot_params, boot_tables, bzimage, cmdline, elf, initrd, pvh};
+use super::{BootError, boot_params, boot_tables, bzimage, cmdline, elf, initrd, pvh, reset_vector};
 use linux_loader::loader::bootparam::setup_header;
 use std::fs::File;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
@@ -58,7 +58,7 @@ pub(super) struct Initrd {
     pub size: u64,
 }
 
-/// Loads kernel, initrd and command line into `ram`, and writes the boot parameters, page tables and GDT.
+/// Loads kernel, initrd and command line into `ram`, and writes the boot parameters, page tables, GDT and reset vector.
 ///
 /// `ram` is laid out as [`super::ram_ranges`] says and is all zero: only bytes that are not zero by then are written.
 /// `rsdp` is what [`super::write_acpi_tables`] returned.
@@ -84,6 +84,7 @@ pub fn load_kernel<M: GuestMemoryBackend>(
         Protocol::Pvh => pvh::write(ram, initrd, &map, rsdp)?,
     }
     boot_tables::write_gdt(ram, image.entry.protocol)?;
+    reset_vector::write(ram)?;
     Ok(image.entry)
 }
 

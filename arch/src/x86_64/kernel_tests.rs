@@ -119,12 +119,13 @@ fn elf_without_a_note_is_entered_by_the_64_bit_protocol() {
 fn few_pages_are_written_besides_the_kernel() {
     let pvh = ram(256);
     boot(&pvh, &sample::elf(&[sample::pvh_note(ELF_START as u32)]), None, "quiet").unwrap();
-    // GDT, start info, command line; one page of kernel.
-    assert_eq!(written_pages(&pvh), 4);
+    // GDT, start info, command line, reset vector; one page of kernel.
+    assert_eq!(written_pages(&pvh), 5);
     let linux = ram(256);
     boot(&linux, &sample::bzimage(), None, "quiet").unwrap();
-    // GDT, zero page, three page tables, command line; two pages of kernel.
-    assert_eq!(written_pages(&linux), 8);
+    // GDT, zero page, three page tables, command line, reset vector; two pages of kernel.
+    assert_eq!(written_pages(&linux), 9);
+    assert_eq!(read(&linux, 0xF_FFF0, 9), [0xba, 0, 6, 0xb0, 1, 0xee, 0xf4, 0xeb, 0xfd]);
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub const CMDLINE_SIZE: usize = 4096;
 pub const LOW_RAM_END: u64 = 0xA_0000;
 /// ACPI tables, RSDP first: inside the BIOS area, where a kernel that is not told looks for it (ACPI 6.5, 5.2.5.1).
 pub const ACPI_TABLES: u64 = 0xE_0000;
+/// FFFF:0000, where real-mode code restarts a PC.
+pub const BIOS_ENTRY: u64 = 0xF_FFF0;
 /// Where kernels are loaded, and usable RAM goes on.
 pub const KERNEL_START: u64 = 0x10_0000;
 
@@ -109,8 +111,9 @@ const _: () = {
     assert!(BOOT_GDT + PAGE_SIZE / 4 <= PVH_START_INFO && PVH_START_INFO + PAGE_SIZE <= ZERO_PAGE);
     assert!(ZERO_PAGE + PAGE_SIZE <= BOOT_STACK_TOP && BOOT_STACK_TOP < BOOT_PAGE_TABLES);
     assert!(BOOT_PAGE_TABLES_END <= CMDLINE && CMDLINE + CMDLINE_SIZE as u64 <= LOW_RAM_END);
-    assert!(LOW_RAM_END <= ACPI_TABLES && ACPI_TABLES < KERNEL_START && ACPI_TABLES % 16 == 0);
-    assert!(KERNEL_START < MMIO_GAP_START && MMIO_GAP_START % (1 << 30) == 0);
+    assert!(LOW_RAM_END <= ACPI_TABLES && ACPI_TABLES < BIOS_ENTRY && ACPI_TABLES.is_multiple_of(16));
+    assert!(BIOS_ENTRY + 16 == KERNEL_START);
+    assert!(KERNEL_START < MMIO_GAP_START && MMIO_GAP_START.is_multiple_of(1 << 30));
     assert!(PCI_MMIO_START + PCI_MMIO_SIZE <= ECAM_START && ECAM_START + ECAM_SIZE <= IOAPIC_START);
     assert!(IOAPIC_START + IOAPIC_SIZE <= LAPIC_START && LAPIC_START + PAGE_SIZE <= KVM_IDENTITY_MAP);
     assert!(KVM_IDENTITY_MAP + PAGE_SIZE <= KVM_TSS && KVM_TSS + 3 * PAGE_SIZE <= HIGH_RAM_START);

@@ -18,6 +18,7 @@ mod memory_map;
 mod msrs;
 mod pvh;
 mod regs;
+mod reset_vector;
 mod vcpu;
 
 #[cfg(test)]
