@@ -11,5 +11,5 @@ pub mod listener;
 pub mod pci;
 pub mod virtio;
 
-pub use bus::{BusDevice, Effect};
+pub use bus::{BusDevice, Effect, SharedBusDevice};
 pub use irq::{IrqLine, MsiMessage, MsiVector, Wiring};

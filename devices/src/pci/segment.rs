@@ -1,11 +1,11 @@
 //! The one PCI bus of a machine: who sits in which slot, and the three ways in.
 //!
-//! Built once, then shared: [`Ecam`], [`ConfigPorts`] and [`BarWindow`] are views, cheap to clone, so that each vCPU can have its own
-//! and no lock but the function's is taken. A function's lock is held while that function is called, and no other.
+//! Built once, then shared: [`Ecam`], [`ConfigPorts`] and [`BarWindow`] are views without a lock of their own. A
+//! function's lock is held while that function is called, and no other.
 
 use super::PciFunction;
 use super::host_bridge::HostBridge;
-use crate::{BusDevice, Effect};
+use crate::{BusDevice, Effect, SharedBusDevice};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -145,15 +145,15 @@ fn ecam_target(offset: u64, length: usize) -> Option<(u64, usize)> {
     (function == 0 && register + length as u64 <= FUNCTION_BYTES).then_some((slot, register as usize))
 }
 
-impl BusDevice for Ecam {
-    fn read(&mut self, offset: u64, data: &mut [u8]) {
+impl SharedBusDevice for Ecam {
+    fn read(&self, offset: u64, data: &mut [u8]) {
         match ecam_target(offset, data.len()) {
             Some((slot, register)) => self.0.read_config(slot, register, data),
             None => data.fill(0xff),
         }
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
+    fn write(&self, offset: u64, data: &[u8]) -> Effect {
         if let Some((slot, register)) = ecam_target(offset, data.len()) {
             self.0.write_config(slot, register, data);
         }
@@ -176,8 +176,8 @@ impl ConfigPorts {
     }
 }
 
-impl BusDevice for ConfigPorts {
-    fn read(&mut self, offset: u64, data: &mut [u8]) {
+impl SharedBusDevice for ConfigPorts {
+    fn read(&self, offset: u64, data: &mut [u8]) {
         if offset == 0 && data.len() == 4 {
             data.copy_from_slice(&self.0.config_address.load(Ordering::Relaxed).to_le_bytes());
         } else if let Some((slot, register)) = self.target(offset, data.len()) {
@@ -187,7 +187,7 @@ impl BusDevice for ConfigPorts {
         }
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
+    fn write(&self, offset: u64, data: &[u8]) -> Effect {
         // Only a whole address is latched; a byte written here means a chipset register that is not there.
         if let (0, Ok(address)) = (offset, <[u8; 4]>::try_from(data)) {
             self.0.config_address.store(u32::from_le_bytes(address) & !0x7f00_0003, Ordering::Relaxed);
@@ -202,19 +202,35 @@ impl BusDevice for ConfigPorts {
 #[derive(Clone)]
 pub struct BarWindow(pub Arc<PciSegment>);
 
-impl BusDevice for BarWindow {
-    fn read(&mut self, offset: u64, data: &mut [u8]) {
+impl SharedBusDevice for BarWindow {
+    fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
         let address = self.0.window.start.saturating_add(offset);
         self.0.with_bar(address, data.len(), |function, offset| function.read_bar(offset, data));
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
+    fn write(&self, offset: u64, data: &[u8]) -> Effect {
         let address = self.0.window.start.saturating_add(offset);
         self.0.with_bar(address, data.len(), |function, offset| function.write_bar(offset, data));
         Effect::None
     }
 }
+
+/// As a device of a bus that locks each of its devices.
+macro_rules! also_behind_a_lock {
+    ($($view:ty),*) => {$(
+        impl BusDevice for $view {
+            fn read(&mut self, offset: u64, data: &mut [u8]) {
+                SharedBusDevice::read(self, offset, data);
+            }
+            fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
+                SharedBusDevice::write(self, offset, data)
+            }
+        }
+    )*};
+}
+
+also_behind_a_lock!(Ecam, ConfigPorts, BarWindow);
 
 #[cfg(test)]
 #[path = "segment_tests.rs"]

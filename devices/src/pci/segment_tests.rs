@@ -35,13 +35,13 @@ fn plain(bar: u32) -> Arc<Mutex<Plain>> {
     Arc::new(Mutex::new(Plain { config: crate::pci::ConfigSpace::new(&identity).with_bar(bar), seen: Vec::new() }))
 }
 
-fn u32_at(device: &mut impl BusDevice, offset: u64) -> u32 {
+fn u32_at(device: &impl SharedBusDevice, offset: u64) -> u32 {
     let mut data = [0; 4];
     device.read(offset, &mut data);
     u32::from_le_bytes(data)
 }
 
-fn place(ecam: &mut Ecam, slot: u64, base: u32) {
+fn place(ecam: &Ecam, slot: u64, base: u32) {
     ecam.write(slot << 15 | BAR0 as u64, &base.to_le_bytes());
     ecam.write(slot << 15 | COMMAND as u64, &COMMAND_MEMORY.to_le_bytes());
 }
@@ -53,8 +53,8 @@ fn bars_are_placed_in_the_window_by_their_size() {
         assert_eq!(segment.add(plain(size)), Ok(slot));
     }
     assert_eq!(segment.add(plain(0x1000)), Err(PciError::WindowFull { size: 0x1000 }));
-    let mut ecam = Ecam(Arc::new(segment));
-    let bases: Vec<_> = (0..5).map(|slot| u32_at(&mut ecam, slot << 15 | BAR0 as u64)).collect();
+    let ecam = Ecam(Arc::new(segment));
+    let bases: Vec<_> = (0..5).map(|slot| u32_at(&ecam, slot << 15 | BAR0 as u64)).collect();
     assert_eq!(bases, [0, 0xc000_0000, 0xc000_8000, 0xc001_0000, 0xc008_0000]);
 }
 
@@ -71,12 +71,12 @@ fn both_ways_into_configuration_space_show_the_same() {
     let mut segment = PciSegment::new(WINDOW);
     segment.add(plain(0x1000)).unwrap();
     let segment = Arc::new(segment);
-    let (mut ecam, mut ports) = (Ecam(segment.clone()), ConfigPorts(segment));
-    assert_eq!(u32_at(&mut ports, 4), u32::MAX, "no address yet");
+    let (ecam, ports) = (Ecam(segment.clone()), ConfigPorts(segment));
+    assert_eq!(u32_at(&ports, 4), u32::MAX, "no address yet");
     for (slot, id) in [(0_u32, 0x0008_1b36), (1, 0x1044_1af4), (2, u32::MAX)] {
         ports.write(0, &(0x8000_0000 | slot << 11).to_le_bytes());
-        assert_eq!(u32_at(&mut ports, 0), 0x8000_0000 | slot << 11);
-        assert_eq!((u32_at(&mut ports, 4), u32_at(&mut ecam, u64::from(slot) << 15)), (id, id));
+        assert_eq!(u32_at(&ports, 0), 0x8000_0000 | slot << 11);
+        assert_eq!((u32_at(&ports, 4), u32_at(&ecam, u64::from(slot) << 15)), (id, id));
     }
     ports.write(0, &0x8000_0808_u32.to_le_bytes());
     let mut class = [0; 2];
@@ -85,13 +85,13 @@ fn both_ways_into_configuration_space_show_the_same() {
     // Other functions and other buses are empty; so is what straddles two functions.
     for address in [0x8000_0900_u32, 0x8001_0800, 0x0000_0800] {
         ports.write(0, &address.to_le_bytes());
-        assert_eq!(u32_at(&mut ports, 4), u32::MAX, "{address:#x}");
+        assert_eq!(u32_at(&ports, 4), u32::MAX, "{address:#x}");
     }
-    assert_eq!(u32_at(&mut ecam, 1 << 15 | 1 << 12), u32::MAX);
-    assert_eq!(u32_at(&mut ecam, (1 << 15) - 2), u32::MAX);
+    assert_eq!(u32_at(&ecam, 1 << 15 | 1 << 12), u32::MAX);
+    assert_eq!(u32_at(&ecam, (1 << 15) - 2), u32::MAX);
     // A byte to 0xCFB, which Linux writes to tell the mechanisms apart, is no address.
     ports.write(3, &[1]);
-    assert_eq!(u32_at(&mut ports, 0), 0x0000_0800);
+    assert_eq!(u32_at(&ports, 0), 0x0000_0800);
 }
 
 #[test]
@@ -100,22 +100,22 @@ fn a_bar_answers_where_the_guest_put_it() {
     let function = plain(0x1000);
     segment.add(function.clone()).unwrap();
     let segment = Arc::new(segment);
-    let (mut ecam, mut window) = (Ecam(segment.clone()), BarWindow(segment.clone()));
-    assert_eq!(u32_at(&mut window, 8), u32::MAX, "decoding is off");
-    place(&mut ecam, 1, 0xc000_0000);
-    assert_eq!(u32_at(&mut window, 8), 0x0808_0808);
-    place(&mut ecam, 1, 0xc005_0000);
-    assert_eq!(u32_at(&mut window, 8), u32::MAX);
-    assert_eq!(u32_at(&mut window, 0x5_0010), 0x1010_1010);
-    assert_eq!(u32_at(&mut window, 0x5_0ffe), u32::MAX, "an access that leaves the BAR");
-    assert_eq!(u32_at(&mut window, u64::MAX - 1), u32::MAX);
+    let (ecam, window) = (Ecam(segment.clone()), BarWindow(segment.clone()));
+    assert_eq!(u32_at(&window, 8), u32::MAX, "decoding is off");
+    place(&ecam, 1, 0xc000_0000);
+    assert_eq!(u32_at(&window, 8), 0x0808_0808);
+    place(&ecam, 1, 0xc005_0000);
+    assert_eq!(u32_at(&window, 8), u32::MAX);
+    assert_eq!(u32_at(&window, 0x5_0010), 0x1010_1010);
+    assert_eq!(u32_at(&window, 0x5_0ffe), u32::MAX, "an access that leaves the BAR");
+    assert_eq!(u32_at(&window, u64::MAX - 1), u32::MAX);
     window.write(0x5_0020, &[1, 2]);
     assert_eq!(function.lock().unwrap().seen, [(0x20, vec![1, 2])]);
-    place(&mut ecam, 1, 0xfee0_0000);
-    assert_eq!(u32_at(&mut window, 0x5_0010), u32::MAX, "a BAR out of the window answers nowhere");
+    place(&ecam, 1, 0xfee0_0000);
+    assert_eq!(u32_at(&window, 0x5_0010), u32::MAX, "a BAR out of the window answers nowhere");
     segment.reset();
-    assert_eq!((u32_at(&mut ecam, 1 << 15 | 0x10), u32_at(&mut ecam, 1 << 15 | 4)), (0xc000_0000, 0));
-    assert_eq!(u32_at(&mut window, 0x5_0010), u32::MAX);
+    assert_eq!((u32_at(&ecam, 1 << 15 | 0x10), u32_at(&ecam, 1 << 15 | 4)), (0xc000_0000, 0));
+    assert_eq!(u32_at(&window, 0x5_0010), u32::MAX);
 }
 
 #[test]
@@ -126,13 +126,13 @@ fn of_overlapping_bars_the_lowest_slot_answers() {
         segment.add(function.clone()).unwrap();
     }
     let segment = Arc::new(segment);
-    let (mut ecam, mut window) = (Ecam(segment.clone()), BarWindow(segment));
-    place(&mut ecam, 2, 0xc001_0000);
-    place(&mut ecam, 1, 0xc001_1000);
+    let (ecam, window) = (Ecam(segment.clone()), BarWindow(segment));
+    place(&ecam, 2, 0xc001_0000);
+    place(&ecam, 1, 0xc001_1000);
     window.write(0x1_0000, &[1]);
     window.write(0x1_1000, &[2]);
     window.write(0x1_2000, &[3]);
-    place(&mut ecam, 1, 0xc000_0000);
+    place(&ecam, 1, 0xc000_0000);
     window.write(0x1_1000, &[4]);
     assert_eq!(functions[0].lock().unwrap().seen, [(0, vec![2])]);
     assert_eq!(functions[1].lock().unwrap().seen, [(0, vec![1]), (0x2000, vec![3]), (0x1000, vec![4])]);
@@ -146,13 +146,13 @@ fn one_function_does_not_wait_for_another() {
         segment.add(function.clone()).unwrap();
     }
     let segment = Arc::new(segment);
-    place(&mut Ecam(segment.clone()), 1, 0xc000_0000);
-    place(&mut Ecam(segment.clone()), 2, 0xc000_1000);
+    place(&Ecam(segment.clone()), 1, 0xc000_0000);
+    place(&Ecam(segment.clone()), 2, 0xc000_1000);
     let busy = functions[0].lock().unwrap();
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let id = u32_at(&mut Ecam(segment.clone()), 2 << 15);
-        sender.send((id, u32_at(&mut BarWindow(segment), 0x1004))).unwrap();
+        let id = u32_at(&Ecam(segment.clone()), 2 << 15);
+        sender.send((id, u32_at(&BarWindow(segment), 0x1004))).unwrap();
     });
     let answer = receiver.recv_timeout(std::time::Duration::from_secs(10)).expect("slot 2 waits for slot 1");
     assert_eq!(answer, (0x1044_1af4, 0x0404_0404));

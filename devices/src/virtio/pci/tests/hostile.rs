@@ -1,7 +1,7 @@
 //! Every register, every width, values without sense: nothing panics, and a driver that starts over is served.
 
 use super::machine::{Machine, VERSION_1, WINDOW};
-use crate::BusDevice;
+use crate::SharedBusDevice;
 use crate::pci::{BarWindow, ConfigPorts, Ecam};
 use crate::virtio::rng::Rng;
 
@@ -30,7 +30,7 @@ impl Noise {
         value.to_le_bytes()
     }
 
-    fn access(&mut self, device: &mut impl BusDevice, offset: u64, width: usize) {
+    fn access(&mut self, device: &impl SharedBusDevice, offset: u64, width: usize) {
         let mut data = self.bytes();
         device.write(offset, &data[..width]);
         device.read(offset, &mut data[..width]);
@@ -57,12 +57,12 @@ fn recovers(machine: &mut Machine) {
 #[test]
 fn configuration_space_takes_anything() {
     let mut machine = Machine::new(Box::new(Rng));
-    let mut ecam = Ecam(machine.segment.clone());
+    let ecam = Ecam(machine.segment.clone());
     let mut noise = Noise(0x5eed_0001);
     for width in WIDTHS {
         for slot in 0..3 {
             for offset in 0..0x1000 {
-                noise.access(&mut ecam, slot << 15 | offset, width);
+                noise.access(&ecam, slot << 15 | offset, width);
             }
         }
         recovers(&mut machine);
@@ -72,13 +72,13 @@ fn configuration_space_takes_anything() {
 #[test]
 fn configuration_ports_take_anything() {
     let mut machine = Machine::new(Box::new(Rng));
-    let mut ports = ConfigPorts(machine.segment.clone());
+    let ports = ConfigPorts(machine.segment.clone());
     let mut noise = Noise(0x5eed_0002);
     for round in 0..20_000_u32 {
         let address = 0x8000_0000 | (round % 3) << 11 | noise.next() as u32 & 0xff;
         ports.write(0, &address.to_le_bytes());
         let (port, width) = (noise.next() % 9, WIDTHS[noise.next() as usize % 8]);
-        noise.access(&mut ports, port, width);
+        noise.access(&ports, port, width);
     }
     recovers(&mut machine);
 }
@@ -86,12 +86,12 @@ fn configuration_ports_take_anything() {
 #[test]
 fn the_bar_takes_anything() {
     let mut machine = Machine::new(Box::new(Rng));
-    let mut window = BarWindow(machine.segment.clone());
+    let window = BarWindow(machine.segment.clone());
     let mut noise = Noise(0x5eed_0003);
     for width in WIDTHS {
         machine.init(VERSION_1);
         for offset in 0..0x8000 {
-            noise.access(&mut window, offset, width);
+            noise.access(&window, offset, width);
         }
         recovers(&mut machine);
     }
@@ -100,14 +100,14 @@ fn the_bar_takes_anything() {
 #[test]
 fn the_common_structure_and_the_rings_take_anything() {
     let mut machine = Machine::new(Box::new(Rng));
-    let mut window = BarWindow(machine.segment.clone());
+    let window = BarWindow(machine.segment.clone());
     let mut noise = Noise(0x5eed_0004);
     for round in 0..20_000 {
         if round % 16 == 0 {
             machine.init(VERSION_1);
         }
         let (offset, width) = (noise.next() % 0x44, WIDTHS[noise.next() as usize % 8]);
-        noise.access(&mut window, offset, width);
+        noise.access(&window, offset, width);
         machine.driver.set_available_index(0, noise.next() as u16 % 80);
         machine.notify(0);
         machine.run();

@@ -7,7 +7,7 @@ use crate::pci::{BarWindow, Ecam, PciSegment};
 use crate::virtio::pci::VirtioPci;
 use crate::virtio::testing::Driver;
 use crate::virtio::{Backend, Fault, Io, VirtioDevice};
-use crate::{BusDevice, MsiMessage};
+use crate::{MsiMessage, SharedBusDevice};
 use event_manager::{EventManager, SubscriberOps};
 use std::sync::{Arc, Mutex};
 
