@@ -1,7 +1,7 @@
 //! Memory balloon (virtio 1.2, section 5.5): pages the guest lends the host, free pages it reports, and statistics.
 //!
-//! A page put into the balloon or reported free is given back to the host at once. The device keeps no list of
-//! them: a page that the guest takes back is simply touched again. It refuses to know policy: how much to ask for is the host's
+//! A page put into the balloon or reported free is given back to the host at once. The device keeps no list of them: a
+//! page that the guest takes back is simply touched again. It refuses to know policy: how much to ask for is the host's
 //! business, through [`BalloonHandle`].
 
 mod discard;
