@@ -1,0 +1,94 @@
+//! How QEMU runs the testbed's hosts: with this machine's KVM, or on its software CPU.
+
+use crate::{Control, Error, Files, Result};
+use std::{fs, path::Path, time::Duration};
+
+/// What runs the hosts' instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accel {
+    /// /dev/kvm, with nested virtualisation for the guests.
+    Kvm,
+    /// QEMU's software CPU, which emulates AMD SVM with nested paging.
+    Tcg,
+}
+
+/// How long the probe's guest may take under KVM, where it takes a second if it works at all.
+const PROBE_LIMIT: Duration = Duration::from_secs(20);
+
+impl Accel {
+    /// The one that works here. `STERNA_TESTBED_ACCEL` (`kvm`, `tcg`) decides; else flags that nested KVM cannot do without
+    /// are looked at, and then a stock kernel has to prove it, once: the answer is kept in the build directory.
+    pub fn choose(files: &Files) -> Result<Self> {
+        if let Ok(name) = std::env::var("STERNA_TESTBED_ACCEL") {
+            return Self::parse(&name).ok_or_else(|| Error::Io {
+                doing: format!("use STERNA_TESTBED_ACCEL={name}"),
+                source: std::io::Error::other("it is `kvm` or `tcg`"),
+            });
+        }
+        if !nested_kvm_is_thinkable() {
+            return Ok(Self::Tcg);
+        }
+        let cache = files.testbed().join("accel");
+        if let Some(known) = fs::read_to_string(&cache).ok().and_then(|name| Self::parse(name.trim())) {
+            return Ok(known);
+        }
+        let found = if proven(files)? { Self::Kvm } else { Self::Tcg };
+        fs::create_dir_all(files.testbed()).map_err(Error::io("make the testbed's directory"))?;
+        fs::write(&cache, found.name()).map_err(Error::io(format!("write {}", cache.display())))?;
+        Ok(found)
+    }
+
+    /// `kvm` or `tcg`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+
+    /// QEMU's arguments for it.
+    pub(crate) fn args(self) -> [&'static str; 4] {
+        match self {
+            Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
+            Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max"],
+        }
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        [Self::Kvm, Self::Tcg].into_iter().find(|accel| accel.name() == name)
+    }
+}
+
+fn nested_kvm_is_thinkable() -> bool {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    let nested = ["kvm_amd", "kvm_intel"].iter().any(|module| {
+        let value = fs::read_to_string(format!("/sys/module/{module}/parameters/nested")).unwrap_or_default();
+        matches!(value.trim(), "Y" | "1")
+    });
+    Path::new("/dev/kvm").exists() && nested && flags.split_whitespace().any(|flag| flag == "svm" || flag == "vmx")
+}
+
+/// A stock guest comes up under KVM and has virtualisation of its own. A guest that does not is the answer "no".
+fn proven(files: &Files) -> Result<bool> {
+    let control = Control { accel: Some(Accel::Kvm), ..Control::default() };
+    let mut guest = match control.start(files)?.ready(PROBE_LIMIT) {
+        Ok(guest) => guest,
+        Err(Error::Timeout { .. } | Error::Ended { .. }) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    Ok(guest.run("grep -qwE 'svm|vmx' /proc/cpuinfo", PROBE_LIMIT)?.status == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_parsed_back() {
+        for accel in [Accel::Kvm, Accel::Tcg] {
+            assert_eq!(Accel::parse(accel.name()), Some(accel));
+        }
+        assert_eq!(Accel::parse("xen"), None);
+    }
+}
