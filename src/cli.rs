@@ -80,9 +80,22 @@ pub enum Command {
     /// Without a size nothing is changed, and the balloon is shown.
     #[command(after_help = "Example:\n  sterna balloon web 256M")]
     Balloon(BalloonArgs),
+    /// No guest is touched: this host
+    #[command(subcommand)]
+    Host(HostCommand),
     /// The VM that `run --detach` leaves behind; its orders come on standard input
     #[command(hide = true)]
     Detached(Named),
+}
+
+/// What there is to do with the host.
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// No guest is touched: what this host can do, and whether stock kernels can run on it
+    ///
+    /// Exits with 3 where something that every VM needs is missing.
+    #[command(after_help = "Example:\n  sterna host check")]
+    Check,
 }
 
 /// A VM that runs here.
@@ -95,9 +108,6 @@ pub struct Named {
 /// Options of `run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// The machine.
-    #[command(flatten)]
-    pub machine: MachineArgs,
     /// TOML file with the same names as these options (`disk` and `net` as [[disk]] and [[net]]); what is given here
     /// wins over it
     #[arg(long, value_name = "FILE")]
@@ -112,6 +122,9 @@ pub struct RunArgs {
     /// How long after a SIGTERM the guest may take before it is said that it has not reacted
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     pub stop_timeout: Duration,
+    /// The machine.
+    #[command(flatten)]
+    pub machine: MachineArgs,
 }
 
 /// The machine to run. Texts as given: they are judged together, with those of `--config`.

@@ -17,7 +17,7 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The machine as described cannot be.
-    #[error("{0}")]
+    #[error(transparent)]
     Config(#[from] Problems),
     /// The name or its directory cannot be used.
     #[error(transparent)]
@@ -113,6 +113,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Something that every VM needs is not there.
+    #[error("this host lacks something that every VM needs; the table names it with a remedy")]
+    HostUnusable,
     /// Nobody takes the results.
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
@@ -138,6 +141,7 @@ impl Error {
             },
             Error::Client(_) => exit::UNREACHABLE,
             Error::Start { source, .. } => source.exit_code(),
+            Error::HostUnusable => exit::REFUSED,
             Error::Ended { .. } => exit::GUEST_LOST,
             Error::NotReacting { .. } | Error::NotEnding { .. } => exit::TIMED_OUT,
             Error::Detached { code, .. } => *code,
@@ -174,6 +178,7 @@ impl Error {
             | Error::Process { .. }
             | Error::File { .. }
             | Error::Detached { .. }
+            | Error::HostUnusable
             | Error::Output(_) => "",
         }
     }
@@ -212,6 +217,7 @@ impl Error {
             | Error::File { .. }
             | Error::Ended { .. }
             | Error::Detached { .. }
+            | Error::HostUnusable
             | Error::Output(_) => String::new(),
         }
     }
@@ -256,6 +262,14 @@ mod tests {
              next: sterna resume web"
         );
         assert_eq!(error.exit_code(), exit::FAILED);
+    }
+
+    #[test]
+    fn nothing_is_said_twice() {
+        let mut problems = Problems::default();
+        problems.add("cpus is 0");
+        let report = Error::from(problems).report();
+        assert_eq!(report, "error: cpus is 0\n  guest: none was started\n  next: sterna run --help");
     }
 
     #[test]

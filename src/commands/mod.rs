@@ -4,12 +4,13 @@ mod balloon;
 mod console;
 mod detach;
 mod events;
+mod host;
 mod list;
 mod power;
 mod run;
 mod signals;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, HostCommand};
 use crate::error::Error;
 use crate::registry::Registry;
 use serde::Serialize;
@@ -32,6 +33,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Command::Stop(args) => power::stop(&registry, &args, output),
         Command::Console(vm) => console::console(&registry, &vm.name),
         Command::Events(args) => events::events(&registry, args.name.as_deref()),
+        Command::Host(HostCommand::Check) => host::check(output),
         Command::Balloon(args) => balloon::balloon(&registry, &args, output),
     }
 }

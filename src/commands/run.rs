@@ -8,7 +8,7 @@ use crate::control::machine::{Ended, Machine, RunOptions};
 use crate::control::server::{Server, Subject};
 use crate::error::Error;
 use crate::events::{Event, EventBus};
-use crate::registry::{Claim, Registry};
+use crate::registry::{self, Claim, Registry};
 use crate::vmm;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -31,31 +31,32 @@ pub fn run(registry: &Registry, args: RunArgs, verbose: u8, output: Output) -> R
     let RunArgs { machine, config, detach, paused, stop_timeout } = args;
     let mut problems = Problems::default();
     let config = describe(machine, config.as_deref(), detach, registry, &mut problems);
-    // A name in use is one more problem of the configuration, if it is a possible name.
-    let claim = if problems.list().iter().any(|problem| problem.starts_with("name ")) || config.name.is_empty() {
-        None
-    } else {
-        match registry.claim(&config.name) {
-            Ok(claim) => Some(claim),
-            Err(error) if problems.list().is_empty() => return Err(error.into()),
-            Err(error) => {
-                problems.add(error.to_string());
-                None
-            }
+    // First of all: the directory that the sockets are to be in is made with it.
+    let claim = registry.claim(&config.name);
+    problems.append(config.validate());
+    if detach && config.serial == SerialConfig::Stdio {
+        problems.add("serial: stdio is not there with --detach; choose null, file=PATH or socket=PATH");
+    }
+    let claim = match claim {
+        Err(registry::Error::BadName(_)) => None, // which `validate` has found as well
+        Err(error) if !problems.list().is_empty() => {
+            problems.add(error.to_string());
+            None
         }
+        claim => Some(claim?),
     };
     let orders = problems.none_or(Orders { config, paused, stop_timeout })?;
     match claim {
-        Some(claim) if detach => {
+        Some(claim) if !detach => execute(claim, orders, || Ok(())),
+        // The process that is to be the VM claims the name for itself.
+        claim => {
             drop(claim);
             detach::start(registry, &orders, verbose, output)
         }
-        Some(claim) => execute(claim, orders, || Ok(())),
-        None => Ok(()),
     }
 }
 
-/// The machine that the command line and the file describe, with everything that is wrong with it.
+/// The machine that the command line and the file describe.
 fn describe(
     args: MachineArgs,
     file: Option<&Path>,
@@ -72,16 +73,12 @@ fn describe(
             Err(error) => problems.add(format!("config {}: {error}", path.display())),
         }
     }
-    let default_serial = match (&draft.name, detach) {
-        (Some(name), true) => SerialConfig::Socket(registry.console(name)),
+    let default_serial = match &draft.name {
+        Some(name) if detach => SerialConfig::Socket(registry.console(name)),
+        None if detach => SerialConfig::Null,
         _ => SerialConfig::Stdio,
     };
-    let config = draft.build(default_serial, problems);
-    problems.append(config.validate());
-    if detach && config.serial == SerialConfig::Stdio && !config.name.is_empty() {
-        problems.add("serial: stdio is not there with --detach; choose null, file=PATH or socket=PATH");
-    }
-    config
+    draft.build(default_serial, problems)
 }
 
 /// What `ready` leaves for the thread that runs the machine: the server, or why there is none.
@@ -138,7 +135,7 @@ mod tests {
 
     fn run_line(line: &str) -> Result<(), Error> {
         let dir = tempfile::tempdir().unwrap();
-        let registry = Registry::at(dir.path().join("sterna"));
+        let registry = Registry::at(dir.path().join("not/there/yet"));
         let words = ["sterna", "run"].into_iter().chain(line.split_whitespace());
         let Command::Run(args) = Cli::try_parse_from(words).unwrap().command else { panic!("not run") };
         run(&registry, *args, 0, Output { json: false })
