@@ -342,7 +342,10 @@ proptest! {
     #[test]
     fn no_ring_makes_it_panic_or_spin(
         features: u64,
-        descriptors in prop::collection::vec((0usize..5, 0u16..8, 0u64..(17 << 20), 0u32..70_000, 0u16..8, 0u16..9), 0..24),
+        descriptors in prop::collection::vec(
+            (0usize..5, 0u16..8, 0u64..(17 << 20), 0u32..70_000, 0u16..8, 0u16..9),
+            0..24,
+        ),
         offers in prop::collection::vec((0usize..5, 0u16..9), 0..16),
         config in prop::collection::vec((0u64..20, prop::collection::vec(any::<u8>(), 0..9)), 0..4),
     ) {

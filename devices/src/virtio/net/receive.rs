@@ -1,10 +1,11 @@
 //! Frames from the port into the driver's buffers (virtio 1.2, section 5.1.6.4).
 //!
 //! Buffers are taken from the ring until any frame would fit; those a frame did not reach serve the next one, or go
-//! back to the ring before a pause. One `readv` puts a frame straight into as many of them as a frame like the last ones
-//! needs; only what turns out longer goes through `bounce` and is copied. (Measured: naming buffers for 64 KiB to the
-//! kernel each time took 3.6 us for a small frame, with the read that finds nothing more; so it takes 2.1 us.) A frame that does not fit at all waits in `bounce` for
-//! more buffers, once, so that a busy guest slows the host's senders down instead of losing 64 KiB at a time.
+//! back to the ring before a pause. One `readv` puts a frame straight into as many of them as a frame like the last
+//! ones needs; only what turns out longer goes through `bounce` and is copied. (Measured: naming buffers for 64 KiB to
+//! the kernel each time took 3.6 us for a small frame, with the read that finds nothing more; so it takes 2.1 us.) A
+//! frame that does not fit at all waits in `bounce` for more buffers, once, so that a busy guest slows the host's
+//! senders down instead of losing 64 KiB at a time.
 
 use super::port::{MAX_PIECES, Port, read_frame};
 use super::{FRAME_BYTES, HEADER_BYTES, RX};

@@ -474,7 +474,10 @@ proptest! {
     #[test]
     fn no_ring_makes_it_panic_or_spin(
         mergeable: bool,
-        descriptors in prop::collection::vec((0usize..2, 0u16..8, 0u64..(17 << 20), 0u32..70_000, 0u16..8, 0u16..9), 0..24),
+        descriptors in prop::collection::vec(
+            (0usize..2, 0u16..8, 0u64..(17 << 20), 0u32..70_000, 0u16..8, 0u16..9),
+            0..24,
+        ),
         offers in prop::collection::vec((0usize..2, 0u16..9), 0..16),
     ) {
         let mut bench = Bench::new(if mergeable { MERGEABLE } else { 0 });
