@@ -13,7 +13,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-const NOTICE: &str = "Connected. Ctrl-] q leaves, the machine runs on; Ctrl-] h shows the keys.\r\n";
+const NOTICE: &str = "Connected. Ctrl-] q leaves, the machine runs on; Ctrl-] h shows the keys.\n";
 const HELP: &str = "\r\nCtrl-] q       leave; the machine runs on\r\nCtrl-] h       this help\r\n\
                     Ctrl-] Ctrl-]  send Ctrl-] to the guest\r\n";
 

@@ -12,7 +12,7 @@
 
 use super::registers;
 use crate::{BusDevice, Effect, IrqLine};
-use log::warn;
+use log::debug;
 use std::io;
 use std::sync::Arc;
 
@@ -67,7 +67,7 @@ impl Power {
             SLEEP_CONTROL if value & SLEEP_ENABLE != 0 => match (value >> SLEEP_TYPE_SHIFT) & SLEEP_TYPE_MASK {
                 SOFT_OFF => Effect::PowerOff,
                 other => {
-                    warn!("the guest asks for sleep type {other}, which this machine does not have");
+                    debug!("the guest asks for sleep type {other}, which this machine does not have");
                     Effect::None
                 }
             },

@@ -3,7 +3,7 @@
 //! A read says which reports are understood; a write is a report. It refuses to know what is done about one.
 
 use crate::{BusDevice, Effect};
-use log::warn;
+use log::debug;
 
 /// The kernel has panicked.
 const PANICKED: u8 = 1 << 0;
@@ -25,7 +25,7 @@ impl BusDevice for PvPanic {
     fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
         let report = if offset == 0 { data.first().copied().unwrap_or(0) } else { 0 };
         if report & CRASH_LOADED != 0 {
-            warn!("the guest's kernel has panicked and starts its crash kernel");
+            debug!("the guest's kernel has panicked and starts its crash kernel");
         }
         if report & PANICKED != 0 { Effect::GuestPanic } else { Effect::None }
     }

@@ -224,7 +224,7 @@ impl Vsock {
     /// Connects a guest's request to the host's service. False if there is none or no room for it.
     fn connect_host(&mut self, request: &Header) -> bool {
         if self.connections.len() >= MAX_CONNECTIONS {
-            warn!("vsock: the guest has {MAX_CONNECTIONS} connections, one more is refused");
+            debug!("vsock: the guest has {MAX_CONNECTIONS} connections, one more is refused");
             return false;
         }
         let path = service_path(self.listener.path(), request.dst_port);
