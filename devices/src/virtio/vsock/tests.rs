@@ -5,6 +5,8 @@ use super::guest::{CID, DEADLINE, Guest};
 use super::packet::{SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::*;
 use crate::virtio::testing::Driver;
+use proptest::collection::vec;
+use proptest::prelude::*;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
@@ -409,5 +411,44 @@ fn configuration_is_the_context_id() {
 fn tokens_go_both_ways() {
     for token in [Token::Listener, Token::Client(0), Token::Client(7), Token::Connection(key(22, u32::MAX))] {
         assert_eq!(Token::decode(token.encode()), token);
+    }
+}
+
+/// One packet of a hostile guest, its claimed length apart from its payload's.
+fn any_packet() -> impl Strategy<Value = (Header, Vec<u8>)> {
+    let credit = prop_oneof![Just(0), 0..5000_u32, Just(u32::MAX)];
+    (0..9_u16, 0..3_u32, 0..3_u32, 0..200_u32, 0..4_u32, (credit, any::<u32>()), vec(any::<u8>(), 0..300)).prop_map(
+        |(op, src_port, dst_port, len, flags, (buf_alloc, fwd_cnt), payload)| {
+            let (src_cid, dst_cid, kind) = (CID, HOST_CID, TYPE_STREAM);
+            (Header { src_cid, dst_cid, src_port, dst_port, len, kind, op, flags, buf_alloc, fwd_cnt }, payload)
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_sequence_of_packets_breaks_the_books(packets in vec(any_packet(), 1..100), talk in vec(any::<bool>(), 100)) {
+        let mut guest = Guest::new();
+        let service = guest.service(1);
+        service.set_nonblocking(true).unwrap();
+        let mut streams = Vec::new();
+        for ((header, payload), talk) in packets.into_iter().zip(talk) {
+            guest.send(header, &payload);
+            if let Ok((mut stream, _)) = service.accept() {
+                stream.write_all(&pattern(2000)).unwrap();
+                streams.push(stream);
+            }
+            if talk {
+                streams.truncate(2);
+                guest.turn();
+                guest.post(100);
+            }
+            let queued = guest.device.connections.iter().filter(|(_, connection)| connection.queued);
+            let mut ready: Vec<_> = guest.device.ready.iter().copied().collect();
+            ready.sort();
+            prop_assert_eq!(queued.map(|(key, _)| *key).collect::<Vec<_>>(), ready);
+        }
     }
 }
