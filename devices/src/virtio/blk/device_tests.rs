@@ -21,7 +21,7 @@ fn what_is_written_is_read_back() {
     for mode in MODES {
         let path = scratch();
         let mut guest = Guest::new(open(&path, mode), mode);
-        let bytes: Vec<u8> = (0..16384u32).map(|byte| (byte * 7 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..16384u32).map(|byte| ((byte * 7) >> 3) as u8).collect();
         assert_eq!(guest.write(9, DATA, &bytes), 0, "{mode:?}");
         assert_eq!(guest.run(VIRTIO_BLK_T_FLUSH, 0, &[], &[]), 0, "{mode:?}");
         let file = fs::read(&path).unwrap();

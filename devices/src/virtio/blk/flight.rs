@@ -92,7 +92,8 @@ impl Flight {
     pub fn new(head: u16, verb: Verb, request: Request, ground: &Ground) -> Self {
         let range = request.offset..request.offset + request.length;
         let step = match verb {
-            Verb::Flush | Verb::Discard if verb == Verb::Flush || ground.block_device => Step::Once,
+            Verb::Flush => Step::Once,
+            Verb::Discard if ground.block_device => Step::Once,
             Verb::Discard | Verb::Zero { unmap: true } => {
                 Step::Allocate(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE)
             }

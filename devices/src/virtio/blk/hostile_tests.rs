@@ -88,7 +88,8 @@ fn unknown_requests_and_flags_are_unsupported() {
 
 #[test]
 fn a_chain_that_cannot_be_answered_is_a_fault() {
-    let cases: [(&[(u64, u32)], &[(u64, u32)], &str); 4] = [
+    type Parts = &'static [(u64, u32)];
+    let cases: [(Parts, Parts, &str); 4] = [
         (&[(DATA, 16)], &[], "queue 0: block request without a status byte"),
         (&[(DATA, 16)], &[(DATA + 16, 0)], "queue 0: block request without a status byte"),
         (&[(DATA, 15)], &[(DATA + 16, 1)], "queue 0: block request with less than a header of 16 bytes"),

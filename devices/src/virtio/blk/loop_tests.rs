@@ -1,4 +1,5 @@
-//! Block devices: loop devices with blocks of 512 and 4096 bytes on a file.
+//! Block devices: loop devices with blocks of 512 and 4096 bytes on a file. Needs root and loop devices, and fails with
+//! a word about it where they are missing.
 
 use super::testing::{DATA, DISK_BYTES, Guest, MODES, Mode, open, pattern, scratch};
 use super::*;
@@ -23,8 +24,9 @@ impl Loop {
             .args(["--find", "--show", "--sector-size", &block_bytes.to_string()])
             .arg(&file)
             .output()
-            .expect("losetup is there");
-        assert!(losetup.status.success(), "{}", String::from_utf8_lossy(&losetup.stderr));
+            .expect("losetup (package mount) can be run");
+        let complaint = String::from_utf8_lossy(&losetup.stderr);
+        assert!(losetup.status.success(), "this test needs root and loop devices: {complaint}");
         Self { device: String::from_utf8(losetup.stdout).unwrap().trim().into(), file }
     }
 }
@@ -41,14 +43,13 @@ fn allocated(path: &Path) -> u64 {
 }
 
 #[test]
-#[ignore = "needs root and loop devices"]
 fn a_block_device_is_a_disk() {
     for (mode, block) in MODES.into_iter().flat_map(|mode| [(mode, 512), (mode, 4096)]) {
         let disk = Loop::new(block);
         let image = open(&disk.device, mode);
         assert_eq!((image.size_bytes(), image.topology().logical), (DISK_BYTES, block), "{mode:?}");
         let mut guest = Guest::new(image, mode);
-        let bytes: Vec<u8> = (0..65536u32).map(|byte| (byte * 13 >> 4) as u8).collect();
+        let bytes: Vec<u8> = (0..65536u32).map(|byte| ((byte * 13) >> 4) as u8).collect();
         assert_eq!(guest.write(64, DATA, &bytes), 0, "{mode:?} {block}");
         // Part of a block, at an odd address.
         assert_eq!(guest.write(9, DATA + 1, &[9; 512]), 0, "{mode:?} {block}");
@@ -72,7 +73,6 @@ fn a_block_device_is_a_disk() {
 }
 
 #[test]
-#[ignore = "needs root and loop devices"]
 fn zeroes_on_part_of_a_devices_block_leave_the_rest() {
     let disk = Loop::new(4096);
     let mut guest = Guest::new(open(&disk.device, Mode::Direct), Mode::Direct);
@@ -86,7 +86,6 @@ fn zeroes_on_part_of_a_devices_block_leave_the_rest() {
 }
 
 #[test]
-#[ignore = "needs root and loop devices"]
 fn a_block_device_is_locked() {
     let disk = Loop::new(512);
     let held = open(&disk.device, Mode::Direct);

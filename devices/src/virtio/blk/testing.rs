@@ -65,7 +65,8 @@ fn scratch_directory() -> PathBuf {
 /// A disk image with a pattern in it, which names each sector's number.
 pub fn scratch() -> TempPath {
     let mut file = NamedTempFile::new_in(scratch_directory()).unwrap();
-    file.write_all(&(0..DISK_BYTES / 512).flat_map(pattern).collect::<Vec<_>>()).unwrap();
+    let sectors: Vec<_> = (0..DISK_BYTES / 512).map(pattern).collect();
+    file.write_all(sectors.as_flattened()).unwrap();
     file.into_temp_path()
 }
 
