@@ -206,7 +206,7 @@ impl Error {
                     _ => format!("sterna show {name}"),
                 },
             },
-            Error::Start { source: vmm::Error::OpenFile { .. }, .. } => "sterna run --help".into(),
+            Error::Start { source, .. } if source.exit_code() == exit::REFUSED => "sterna run --help".into(),
             Error::Start { .. } => "sterna host check".into(),
             Error::NotReacting { name, .. } => format!("sterna stop {name} --force, or sterna console {name}"),
             Error::NotEnding { name, .. } => format!("sterna list; sterna show {name}"),

@@ -3,6 +3,7 @@
 use super::print;
 use crate::control::client::{Client, Error as ClientError, EventStream, Heard, PATIENCE};
 use crate::error::Error;
+use crate::events::{Event, Record};
 use crate::registry::Registry;
 use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -19,32 +20,37 @@ pub fn events(registry: &Registry, name: Option<&str>) -> Result<(), Error> {
     match name {
         Some(name) => {
             let mut stream = Client::connect(registry, name, PATIENCE)?.listen()?;
-            while let Some(line) = next_line(&mut stream)? {
-                print(&line)?;
+            while let Some(record) = next_record(&mut stream)? {
+                print(&line(&record)?)?;
+                if matches!(record.event, Event::Ended(_)) {
+                    return Ok(());
+                }
             }
-            Ok(())
+            Err(ClientError::Gone { name: name.to_owned() }.into())
         }
         None => all(registry),
     }
 }
 
-/// The next event as a line; `None` when there will be none.
-fn next_line(stream: &mut EventStream) -> Result<Option<String>, Error> {
+/// The next event; `None` when there will be none.
+fn next_record(stream: &mut EventStream) -> Result<Option<Record>, ClientError> {
     loop {
         match stream.next(STEP)? {
-            Heard::Event(record) => {
-                let line = serde_json::to_string(&record).map_err(|error| Error::Output(error.into()))?;
-                return Ok(Some(line + "\n"));
-            }
+            Heard::Event(record) => return Ok(Some(record)),
             Heard::Nothing => {}
             Heard::Closed => return Ok(None),
         }
     }
 }
 
+fn line(record: &Record) -> Result<String, Error> {
+    let line = serde_json::to_string(record).map_err(|error| Error::Output(error.into()))?;
+    Ok(line + "\n")
+}
+
 /// What a thread that listens to one VM tells.
 enum Said {
-    Line(String),
+    Event(Record),
     /// The VM of this name is not listened to any more.
     Over(String),
 }
@@ -68,7 +74,7 @@ fn relay(said: &Receiver<Said>, followed: &mut HashSet<String>) -> Result<(), Er
     let deadline = Instant::now() + LOOK_AROUND;
     loop {
         match said.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Said::Line(line)) => print(&line)?,
+            Ok(Said::Event(record)) => print(&line(&record)?)?,
             Ok(Said::Over(name)) => {
                 followed.remove(&name);
             }
@@ -79,20 +85,18 @@ fn relay(said: &Receiver<Said>, followed: &mut HashSet<String>) -> Result<(), Er
 
 fn follow(registry: Registry, name: String, sender: Sender<Said>) {
     thread::spawn(move || {
-        let result = Client::connect(&registry, &name, PATIENCE)
-            .and_then(Client::listen)
-            .map_err(Error::from)
-            .and_then(|mut stream| {
-                while let Some(line) = next_line(&mut stream)? {
-                    if sender.send(Said::Line(line)).is_err() {
-                        break;
-                    }
+        let listen = || {
+            let mut stream = Client::connect(&registry, &name, PATIENCE)?.listen()?;
+            while let Some(record) = next_record(&mut stream)? {
+                if sender.send(Said::Event(record)).is_err() {
+                    break;
                 }
-                Ok(())
-            });
-        match result {
+            }
+            Ok(())
+        };
+        match listen() {
             // Left by a VM that crashed, or has ended between the look and the call.
-            Ok(()) | Err(Error::Client(ClientError::Gone { .. } | ClientError::NoSuchVm { .. })) => {}
+            Ok(()) | Err(ClientError::Gone { .. } | ClientError::NoSuchVm { .. }) => {}
             Err(error) => log::warn!("{error}"),
         }
         let _ = sender.send(Said::Over(name)); // nobody is left to tell when the program ends

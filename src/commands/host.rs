@@ -7,6 +7,6 @@ use crate::host_check;
 /// Prints the findings, and fails where no VM could run.
 pub fn check(output: Output) -> Result<(), Error> {
     let report = host_check::run();
-    output.result(&report, |report| report.to_string())?;
+    output.result(&report, |report| format!("{}\n", report.to_string().trim_end()))?;
     if report.usable { Ok(()) } else { Err(Error::HostUnusable) }
 }

@@ -84,7 +84,11 @@ fn kill(registry: &Registry, name: &str) -> Result<Option<Ended>, Error> {
     }
     match wait_for_end(&mut client.into_events(), KILL_PATIENCE)? {
         End::Told(ended) => Ok(Some(ended)),
-        End::Gone => Ok(None),
+        End::Gone => {
+            // Whoever takes the name removes what is left under it; failing that, the next VM of the name does.
+            drop(registry.claim(name));
+            Ok(None)
+        }
         End::NotYet => Err(Error::NotEnding { name: name.to_owned(), after: KILL_PATIENCE }),
     }
 }
@@ -110,6 +114,75 @@ fn wait_for_end(events: &mut EventStream, timeout: Duration) -> Result<End, clie
             }
             Heard::Closed => return Ok(End::Gone),
             Heard::Nothing => return Ok(End::NotYet),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Draft, SerialConfig};
+    use crate::control::fake::Fake;
+    use crate::control::server::{Server, Subject};
+    use crate::events::EventBus;
+    use crate::exit;
+    use std::sync::Arc;
+    use std::thread;
+
+    const QUIET: Output = Output { json: true };
+
+    /// A VM `web` with a guest that does nothing by itself.
+    fn vm(state: RunState) -> (tempfile::TempDir, Registry, Arc<Fake>, Arc<EventBus>, Server) {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Registry::at(dir.path().to_owned());
+        let (machine, events) = (Arc::new(Fake::new(state)), Arc::new(EventBus::new("web")));
+        let config = Draft::default().build(SerialConfig::Null, &mut Default::default());
+        let subject = Subject { config, machine: machine.clone(), events: events.clone() };
+        let server = Server::start(&registry.socket("web"), subject).unwrap();
+        (dir, registry, machine, events, server)
+    }
+
+    fn stop_args(force: bool, timeout: Duration) -> StopArgs {
+        StopArgs { name: "web".into(), force, timeout }
+    }
+
+    #[test]
+    fn a_guest_that_does_not_react_is_told_of_and_runs_on() {
+        let (_dir, registry, machine, _events, _server) = vm(RunState::Running);
+        let error = stop(&registry, &stop_args(false, Duration::from_millis(20)), QUIET).unwrap_err();
+        assert_eq!(error.exit_code(), exit::TIMED_OUT);
+        assert!(error.report().contains("it runs on\n  next: sterna stop web --force"), "{}", error.report());
+        assert_eq!(machine.lock().asked, ["power button"]);
+    }
+
+    #[test]
+    fn a_paused_guest_cannot_be_asked() {
+        let (_dir, registry, _machine, _events, _server) = vm(RunState::Paused);
+        let error = stop(&registry, &stop_args(false, PATIENCE), QUIET).unwrap_err();
+        assert!(error.report().contains("next: sterna resume web"), "{}", error.report());
+    }
+
+    #[test]
+    fn stop_tells_how_the_guest_ended() {
+        for (force, ended, code) in [
+            (false, Ended::PoweredOff, None),
+            (true, Ended::Killed, None),
+            (false, Ended::GuestPanic, Some(exit::GUEST_LOST)),
+        ] {
+            let (_dir, registry, machine, events, server) = vm(RunState::Running);
+            let guest = thread::spawn(move || {
+                let deadline = Instant::now() + PATIENCE;
+                while machine.lock().asked.is_empty() {
+                    assert!(Instant::now() < deadline, "nobody asked the guest to stop");
+                    thread::yield_now();
+                }
+                events.publish(Event::Ended(ended));
+                events.close();
+                drop(server);
+            });
+            let result = stop(&registry, &stop_args(force, PATIENCE), QUIET);
+            assert_eq!(result.err().map(|error| error.exit_code()), code);
+            guest.join().unwrap();
         }
     }
 }
