@@ -188,7 +188,9 @@ impl Error {
         match self {
             Error::Config(_) => "sterna run --help".into(),
             Error::Registry(registry::Error::InUse { name, .. }) => format!("sterna show {name}, or another --name"),
-            Error::Registry(registry::Error::NoDirectory) => "export STERNA_DIR=/path/of/a/directory".into(),
+            Error::Registry(registry::Error::NoDirectory | registry::Error::Directory { .. }) => {
+                "export STERNA_DIR=/path/of/a/directory".into()
+            }
             Error::Client(error) => match error {
                 client::Error::BadName(_) | client::Error::NoSuchVm { .. } | client::Error::Broken { .. } => {
                     "sterna list".into()

@@ -40,15 +40,14 @@ pub fn parse_duration(text: &str) -> Result<Duration, Error> {
     Ok(Duration::from_millis(millis))
 }
 
-/// `bytes` in the largest unit that divides it, or with one digit after the point where none from K on does.
+/// `bytes` in the largest unit that divides it, or with one digit after the point where that would be a long number.
 pub fn format_size(bytes: u64) -> String {
     const UNITS: [(&str, u64); 4] = [("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)];
-    if let Some((name, factor)) = UNITS.iter().find(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor)) {
-        return format!("{}{name}", bytes / factor);
-    }
-    match UNITS.iter().find(|(_, factor)| bytes >= *factor) {
-        Some((name, factor)) => format!("{:.1}{name}", bytes as f64 / *factor as f64),
-        None => format!("{bytes}B"),
+    const SHORT: u64 = 10_000;
+    let Some((largest, factor)) = UNITS.iter().find(|(_, factor)| bytes >= *factor) else { return format!("{bytes}B") };
+    match UNITS.iter().find(|(_, factor)| bytes.is_multiple_of(*factor)) {
+        Some((name, exact)) if bytes / exact < SHORT || exact == factor => format!("{}{name}", bytes / exact),
+        _ => format!("{:.1}{largest}", bytes as f64 / *factor as f64),
     }
 }
 
@@ -130,9 +129,16 @@ mod tests {
 
     #[test]
     fn sizes_and_durations_are_written_short() {
-        for (bytes, text) in
-            [(0, "0B"), (1000, "1000B"), (1024, "1K"), (512 << 20, "512M"), (3 << 29, "1536M"), ((1 << 30) + 1, "1.0G")]
-        {
+        for (bytes, text) in [
+            (0, "0B"),
+            (1000, "1000B"),
+            (1024, "1K"),
+            (512 << 20, "512M"),
+            (3 << 29, "1536M"),
+            ((1 << 30) + 1, "1.0G"),
+            (24_684_092 << 10, "23.5G"),
+            (1 << 60, "1048576T"),
+        ] {
             assert_eq!(format_size(bytes), text);
         }
         for (seconds, text) in [(0, "0s"), (59, "59s"), (130, "2m 10s"), (3660, "1h 1m"), (90_000, "1d 1h")] {
