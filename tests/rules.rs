@@ -18,7 +18,13 @@ const LONG_FILES: &[(&str, usize)] = &[];
 /// Functions above the limit, as `file:function`, with the size they must not exceed. Shrinks only.
 const LONG_FUNCTIONS: &[(&str, usize)] = &[];
 /// The only files in which `unsafe` may stand.
-const UNSAFE_FILES: &[&str] = &["src/vmm/kick.rs", "src/vmm/memory.rs", "src/vmm/vcpu.rs"];
+const UNSAFE_FILES: &[&str] = &[
+    "devices/src/virtio/blk/ring.rs",
+    "devices/src/virtio/blk/sys.rs",
+    "src/vmm/kick.rs",
+    "src/vmm/memory.rs",
+    "src/vmm/vcpu.rs",
+];
 /// The only edges between our crates. Siblings do not know each other.
 const EDGES: &[(&str, &[&str])] = &[
     ("Cargo.toml", &["sterna-arch", "sterna-devices", "sterna-guest", "sterna-testbed"]),
@@ -166,7 +172,8 @@ fn unsafe_stands_only_where_it_may() {
         }
     }
     let allowed: BTreeSet<String> = UNSAFE_FILES.iter().map(|name| (*name).to_owned()).collect();
-    let mut problems: Vec<String> = used.difference(&allowed).map(|name| format!("{name}: unsafe, not listed")).collect();
+    let mut problems: Vec<String> =
+        used.difference(&allowed).map(|name| format!("{name}: unsafe, not listed")).collect();
     problems.extend(allowed.difference(&used).map(|name| format!("{name}: listed, but has no unsafe any more")));
     assert_none(&problems);
 }
@@ -193,7 +200,8 @@ fn crates_depend_only_downwards() {
 fn every_dependency_says_why() {
     let text = fs::read_to_string(root().join("Cargo.toml")).unwrap();
     let section = text.split("[workspace.dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
-    let bare = section.lines().filter(|line| line.contains('=') && !line.starts_with("sterna-") && !line.contains("# "));
+    let bare =
+        section.lines().filter(|line| line.contains('=') && !line.starts_with("sterna-") && !line.contains("# "));
     assert_none(&bare.map(|line| format!("no reason given: {line}")).collect::<Vec<_>>());
 }
 

@@ -10,6 +10,13 @@ pub trait IrqLine: Send + Sync {
     fn trigger(&self) -> io::Result<()>;
 }
 
+/// A level-triggered interrupt line into the I/O APIC: while it is high, the interrupt is pending, so that none is lost
+/// before the guest has unmasked it.
+pub trait LevelLine: Send + Sync {
+    /// Drives the line.
+    fn set(&self, high: bool) -> io::Result<()>;
+}
+
 /// A message-signalled interrupt: one memory write (PCI 3.0, 6.8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MsiMessage {

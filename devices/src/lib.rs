@@ -12,4 +12,4 @@ pub mod pci;
 pub mod virtio;
 
 pub use bus::{BusDevice, Effect, SharedBusDevice};
-pub use irq::{IrqLine, MsiMessage, MsiVector, Wiring};
+pub use irq::{IrqLine, LevelLine, MsiMessage, MsiVector, Wiring};

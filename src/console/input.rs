@@ -87,6 +87,13 @@ impl Input {
         }
     }
 
+    /// It is in no set: the loop that had it is gone.
+    pub fn forget_loop(&mut self) {
+        if self.watch == Watch::On {
+            self.watch = Watch::Off;
+        }
+    }
+
     /// There will be no more.
     pub fn end(&mut self) {
         self.watch = Watch::Ended;

@@ -321,6 +321,11 @@ impl Console {
 
 impl MutEventSubscriber for Console {
     fn init(&mut self, ops: &mut EventOps) {
+        // The loop is new: a guest's reboot starts another.
+        self.polled_sink = None;
+        if let Some(input) = &mut self.input {
+            input.forget_loop();
+        }
         let listener = self.listener.as_ref().map(AsRawFd::as_raw_fd);
         for fd in [Some(self.wake.as_raw_fd()), Some(self.space.as_raw_fd()), listener].into_iter().flatten() {
             if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {

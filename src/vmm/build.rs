@@ -10,7 +10,7 @@ use super::gate::{Gate, Wanted};
 use super::host::Host;
 use super::machine::{Function, Machine};
 use super::vcpu::{Outcome, Shared, VcpuThread};
-use super::wiring::{KvmWiring, Line};
+use super::wiring::{KvmWiring, LevelPin};
 use crate::config::VmConfig;
 use crate::events::{Event, EventBus};
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -28,6 +28,7 @@ use sterna_devices::virtio::blk::Blk;
 use sterna_devices::virtio::net::Net;
 use sterna_devices::virtio::pci::{OnFault, VirtioPci};
 use sterna_devices::virtio::rng::Rng;
+use sterna_devices::virtio::vsock::Vsock;
 
 /// A machine that has never run.
 pub struct NewMachine {
@@ -128,9 +129,9 @@ fn fault_events(events: &Arc<EventBus>) -> OnFault {
 fn add_pci(ports: &mut Bus, mmio: &mut Bus, segment: PciSegment) {
     let segment = Arc::new(segment);
     let (config_port, config_size) = (layout::PCI_CONFIG_PORT.into(), layout::PCI_CONFIG_SIZE.into());
-    ports.add(config_port, config_size, Arc::new(Mutex::new(ConfigPorts(segment.clone()))));
-    mmio.add(layout::ECAM_START, layout::ECAM_SIZE, Arc::new(Mutex::new(Ecam(segment.clone()))));
-    mmio.add(layout::PCI_MMIO_START, layout::PCI_MMIO_SIZE, Arc::new(Mutex::new(BarWindow(segment))));
+    ports.add(config_port, config_size, Arc::new(ConfigPorts(segment.clone())));
+    mmio.add(layout::ECAM_START, layout::ECAM_SIZE, Arc::new(Ecam(segment.clone())));
+    mmio.add(layout::PCI_MMIO_START, layout::PCI_MMIO_SIZE, Arc::new(BarWindow(segment)));
 }
 
 /// The VM with its interrupt controllers and RAM. The order is KVM's: the interrupt controllers come before the vCPUs,
@@ -144,12 +145,10 @@ fn create_vm(host: &Host) -> Result<Arc<VmFd>, Error> {
     Ok(Arc::new(vm))
 }
 
-fn add_legacy_devices(ports: &mut Bus, vm: &VmFd, host: &Host) -> Result<Arc<Mutex<Power>>, Error> {
+fn add_legacy_devices(ports: &mut Bus, vm: &Arc<VmFd>, host: &Host) -> Result<Arc<Mutex<Power>>, Error> {
     let line_error = |source| Error::Kvm { attempt: "connecting an interrupt line", source };
     host.serial_line.attach(vm).map_err(line_error)?;
-    let power_line = Line::new(layout::GED_GSI).map_err(line_error)?;
-    power_line.attach(vm).map_err(line_error)?;
-    let power = Arc::new(Mutex::new(Power::new(power_line)));
+    let power = Arc::new(Mutex::new(Power::new(Arc::new(LevelPin::new(Arc::clone(vm), layout::GED_GSI)))));
     let mut add = |port: u16, size: u16, device: SharedDevice| ports.add(port.into(), size.into(), device);
     add(layout::COM1_PORT, layout::COM1_SIZE, host.serial.clone());
     add(layout::RTC_PORT, layout::RTC_SIZE, Arc::new(Mutex::new(Rtc::default())));
@@ -168,6 +167,10 @@ fn models(config: &VmConfig, host: &Host) -> Result<(Vec<(String, Box<dyn Virtio
     for (net, tap) in config.nets.iter().zip(&host.taps) {
         let tap = tap.try_clone().map_err(|error| Error::device(&net.id, error))?;
         models.push((net.id.clone(), Box::new(Net::new(tap, net.mac))));
+    }
+    if let Some(vsock) = &config.vsock {
+        let model = Vsock::new(vsock.cid, &vsock.socket).map_err(|error| Error::device("vsock", error))?;
+        models.push(("vsock".into(), Box::new(model)));
     }
     models.push(("rng".into(), Box::new(Rng)));
     let (balloon, handle) = Balloon::new().map_err(|error| Error::device("balloon", error))?;

@@ -1,13 +1,13 @@
 //! Port or MMIO space: ranges and the devices in them. Refuses to know what the devices do.
 //!
-//! A bus is built once and never changes while vCPUs run, so a look-up takes no lock; the device's own lock is held
-//! for the length of one access.
+//! A bus is built once and never changes while vCPUs run, so a look-up takes no lock; what an access needs, the
+//! device locks itself.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use sterna_devices::{BusDevice, Effect};
+use std::sync::Arc;
+use sterna_devices::{Effect, SharedBusDevice};
 
 /// A device as vCPU threads share it.
-pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
+pub type SharedDevice = Arc<dyn SharedBusDevice>;
 
 /// One address space. See the module.
 #[derive(Default)]
@@ -38,7 +38,7 @@ impl Bus {
     /// Reads; where there is nothing, a read gives all ones.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         match self.find(address, data.len()) {
-            Some((range, offset)) => lock(&range.device).read(offset, data),
+            Some((range, offset)) => range.device.read(offset, data),
             None => data.fill(0xff),
         }
     }
@@ -46,7 +46,7 @@ impl Bus {
     /// Writes; where there is nothing, a write is lost.
     pub fn write(&self, address: u64, data: &[u8]) -> Effect {
         match self.find(address, data.len()) {
-            Some((range, offset)) => lock(&range.device).write(offset, data),
+            Some((range, offset)) => range.device.write(offset, data),
             None => Effect::None,
         }
     }
@@ -60,14 +60,11 @@ impl Bus {
     }
 }
 
-/// A device that panicked has ended the process, so a poisoned lock cannot be seen.
-fn lock(device: &SharedDevice) -> std::sync::MutexGuard<'_, dyn BusDevice + 'static> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Mutex;
+    use sterna_devices::BusDevice;
 
     struct Probe(Vec<(u64, Vec<u8>)>);
 

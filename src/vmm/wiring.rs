@@ -9,7 +9,7 @@ use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use sterna_devices::{IrqLine, MsiMessage, MsiVector, Wiring};
+use sterna_devices::{IrqLine, LevelLine, MsiMessage, MsiVector, Wiring};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Pins of the I/O APIC; MSI-X vectors get the numbers above.
@@ -148,6 +148,25 @@ impl Line {
 impl IrqLine for Line {
     fn trigger(&self) -> io::Result<()> {
         self.event.write(1)
+    }
+}
+
+/// A level-triggered pin of the I/O APIC of one VM.
+pub struct LevelPin {
+    vm: Arc<VmFd>,
+    gsi: u32,
+}
+
+impl LevelPin {
+    /// The pin of `vm` that `gsi` is, low.
+    pub fn new(vm: Arc<VmFd>, gsi: u32) -> Self {
+        Self { vm, gsi }
+    }
+}
+
+impl LevelLine for LevelPin {
+    fn set(&self, high: bool) -> io::Result<()> {
+        self.vm.set_irq_line(self.gsi, high).map_err(os_error)
     }
 }
 

@@ -72,8 +72,6 @@ pub const COM1_GSI: u32 = 4;
 pub const RTC_PORT: u16 = 0x70;
 /// Ports of the CMOS clock.
 pub const RTC_SIZE: u16 = 2;
-/// Interrupt of the CMOS clock.
-pub const RTC_GSI: u32 = 8;
 /// pvpanic's event port.
 pub const PVPANIC_PORT: u16 = 0x505;
 /// One byte.

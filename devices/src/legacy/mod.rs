@@ -20,15 +20,18 @@ fn registers(offset: u64) -> impl Iterator<Item = u64> {
 
 #[cfg(test)]
 mod testing {
-    //! An interrupt line that counts.
+    //! An interrupt line that counts edges and knows its level.
 
-    use crate::{BusDevice, IrqLine};
+    use crate::{BusDevice, IrqLine, LevelLine};
     use std::io;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     #[derive(Default)]
-    pub struct Recorder(AtomicUsize);
+    pub struct Recorder {
+        edges: AtomicUsize,
+        high: AtomicBool,
+    }
 
     impl Recorder {
         pub fn new() -> Arc<Self> {
@@ -37,13 +40,25 @@ mod testing {
 
         /// Edges since the last call.
         pub fn edges(&self) -> usize {
-            self.0.swap(0, Ordering::Relaxed)
+            self.edges.swap(0, Ordering::Relaxed)
+        }
+
+        /// Whether the level is high.
+        pub fn is_high(&self) -> bool {
+            self.high.load(Ordering::Relaxed)
         }
     }
 
     impl IrqLine for Recorder {
         fn trigger(&self) -> io::Result<()> {
-            self.0.fetch_add(1, Ordering::Relaxed);
+            self.edges.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+    }
+
+    impl LevelLine for Recorder {
+        fn set(&self, high: bool) -> io::Result<()> {
+            self.high.store(high, Ordering::Relaxed);
             Ok(())
         }
     }

@@ -11,8 +11,8 @@
 //! It refuses to act: it returns an [`Effect`].
 
 use super::registers;
-use crate::{BusDevice, Effect, IrqLine};
-use log::debug;
+use crate::{BusDevice, Effect, LevelLine};
+use log::{debug, warn};
 use std::io;
 use std::sync::Arc;
 
@@ -32,13 +32,13 @@ const POWER_BUTTON: u8 = 1 << 0;
 
 /// The power block. See the module.
 pub struct Power {
-    irq: Arc<dyn IrqLine>,
+    irq: Arc<dyn LevelLine>,
     pending_events: u8,
 }
 
 impl Power {
-    /// A block without pending events that announces new ones on `irq`.
-    pub fn new(irq: Arc<dyn IrqLine>) -> Self {
+    /// A block without pending events that announces new ones on `irq`, which is high while one is pending.
+    pub fn new(irq: Arc<dyn LevelLine>) -> Self {
         Self { irq, pending_events: 0 }
     }
 
@@ -48,7 +48,7 @@ impl Power {
     /// The interrupt could not be raised; the press stays pending.
     pub fn press_power_button(&mut self) -> io::Result<()> {
         self.pending_events |= POWER_BUTTON;
-        self.irq.trigger()
+        self.irq.set(true)
     }
 
     /// Events the guest has not read yet, all of the block's state.
@@ -56,9 +56,12 @@ impl Power {
         self.pending_events
     }
 
-    /// Back to the state after construction.
-    pub fn reset(&mut self) {
-        self.pending_events = 0;
+    /// Reads and clears the pending events.
+    fn take_events(&mut self) -> u8 {
+        if let Err(error) = self.irq.set(false) {
+            warn!("cannot lower the power block's interrupt: {error}");
+        }
+        std::mem::take(&mut self.pending_events)
     }
 
     fn write_register(&mut self, register: u64, value: u8) -> Effect {
@@ -79,7 +82,7 @@ impl Power {
 impl BusDevice for Power {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         for (register, byte) in registers(offset).zip(data) {
-            *byte = if register == EVENTS { std::mem::take(&mut self.pending_events) } else { 0 };
+            *byte = if register == EVENTS { self.take_events() } else { 0 };
         }
     }
 
@@ -124,13 +127,11 @@ mod tests {
         let (mut power, irq) = block();
         assert_eq!(inb(&mut power, EVENTS), 0);
         power.press_power_button().unwrap();
-        assert_eq!((irq.edges(), power.pending_events()), (1, POWER_BUTTON));
+        assert_eq!((irq.is_high(), power.pending_events()), (true, POWER_BUTTON));
         let mut wide = [0; 4];
         power.read(EVENTS, &mut wide);
         assert_eq!(wide, [POWER_BUTTON, 0, 0, 0]);
-        assert_eq!(inb(&mut power, EVENTS), 0);
-        power.press_power_button().unwrap();
-        power.reset();
+        assert!(!irq.is_high(), "the line stays high after the guest has looked");
         assert_eq!(inb(&mut power, EVENTS), 0);
     }
 

@@ -5,7 +5,7 @@
 
 use super::PciFunction;
 use super::host_bridge::HostBridge;
-use crate::{BusDevice, Effect, SharedBusDevice};
+use crate::{Effect, SharedBusDevice};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -215,22 +215,6 @@ impl SharedBusDevice for BarWindow {
         Effect::None
     }
 }
-
-/// As a device of a bus that locks each of its devices.
-macro_rules! also_behind_a_lock {
-    ($($view:ty),*) => {$(
-        impl BusDevice for $view {
-            fn read(&mut self, offset: u64, data: &mut [u8]) {
-                SharedBusDevice::read(self, offset, data);
-            }
-            fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
-                SharedBusDevice::write(self, offset, data)
-            }
-        }
-    )*};
-}
-
-also_behind_a_lock!(Ecam, ConfigPorts, BarWindow);
 
 #[cfg(test)]
 #[path = "segment_tests.rs"]

@@ -76,7 +76,7 @@ fn motherboard(aml: &mut Vec<u8>) {
 
 fn legacy_devices(aml: &mut Vec<u8>) {
     device(aml, "COM1", &EISAName::new("PNP0501"), vec![&edge(COM1_GSI), &ports(COM1_PORT, COM1_SIZE)]);
-    device(aml, "RTC0", &EISAName::new("PNP0B00"), vec![&edge(RTC_GSI), &ports(RTC_PORT, RTC_SIZE)]);
+    device(aml, "RTC0", &EISAName::new("PNP0B00"), vec![&ports(RTC_PORT, RTC_SIZE)]);
     device(aml, "PEVT", &"QEMU0001", vec![&ports(PVPANIC_PORT, PVPANIC_SIZE)]);
 }
 
@@ -90,7 +90,7 @@ fn power_button(aml: &mut Vec<u8>) {
         vec![
             &Name::new("_HID".into(), &"ACPI0013"),
             &Name::new("_UID".into(), &ZERO),
-            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&edge(GED_GSI)])),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&level(GED_GSI)])),
             &OpRegion::new("EVTR".into(), OpRegionSpace::SystemIO, &POWER_EVENT_PORT, &ONE),
             &Field::new(
                 "EVTR".into(),
@@ -137,4 +137,9 @@ fn ports(first: u16, count: u16) -> IO {
 /// An exclusive, edge-triggered, active-high interrupt: what an irqfd without a resample event is.
 fn edge(gsi: u32) -> Interrupt {
     Interrupt::new(true, true, false, false, gsi)
+}
+
+/// An exclusive, level-triggered, active-high interrupt: pending until its reason is gone.
+fn level(gsi: u32) -> Interrupt {
+    Interrupt::new(true, false, false, false, gsi)
 }
