@@ -9,7 +9,7 @@ limit_kib=$((40 * 1024))
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 stage_busybox "$root"
-# busybox has both, but neither its ip nor its tc knows bridges' options, tbf and netem well enough.
+# busybox has both, but they do not know enough; see host/profile.
 rm "$root"/bin/{ip,tc}
 stage_programs "$root" "" "$(command -v ip)" "$(command -v tc)"
 stage_modules "$root" "$kernel" kvm-amd kvm-intel tun bridge vhost_net loop \

@@ -1,10 +1,8 @@
 # Set-up, stock kernel, guest initramfs, host image and testbed disks. Everything lands in build/ and is made again only when
-# something it is made from has changed. Included by the top Makefile; STERNA_BIN etc. may be set there.
+# something it is made from has changed. Included by the top Makefile, which says where binaries are (RELEASE, STERNA).
 
-TARGET_DIR ?= $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
-STERNA_BIN ?= $(TARGET_DIR)/sterna
-AGENT_BIN  := $(TARGET_DIR)/host-agent
-TOOL_BIN   := $(TARGET_DIR)/guest-tool
+AGENT := $(RELEASE)/host-agent
+TOOL  := $(RELEASE)/guest-tool
 
 KERNEL    := build/kernel/version
 INITRAMFS := build/guest/initramfs.cpio
@@ -14,31 +12,30 @@ TOOLS     := build/testbed/tools.img
 
 .PHONY: setup kernel initramfs image testbed testbed-files testbed-binaries
 
-setup:
+setup: ## install, by package name, what is missing
 	@resources/setup.sh
 
-kernel: $(KERNEL)
-initramfs: $(INITRAMFS)
-image: $(IMAGE)
+kernel: $(KERNEL) ## the stock kernel, as the distribution ships it
+initramfs: $(INITRAMFS) ## the tests' guest
+image: $(IMAGE) ## the host image: a stock kernel boots straight into a Sterna host
 testbed-files: $(IMAGE) $(NFS) $(TOOLS)
 
-# A prompt in either of two hosts; leave with Ctrl-].
-testbed: testbed-files
-	@$(TARGET_DIR)/testbed up
+testbed: testbed-files ## a prompt in either of two hosts with shared storage
+	@$(RELEASE)/testbed up
 
 # cargo knows best whether a binary is up to date; it leaves the file alone when it is.
 testbed-binaries: | setup
-	@cargo build --release --quiet -p sterna -p sterna-testbed
-$(STERNA_BIN) $(AGENT_BIN) $(TOOL_BIN): testbed-binaries ;
+	@cargo build --release --quiet --package sterna --package sterna-testbed
+$(STERNA) $(AGENT) $(TOOL): testbed-binaries ;
 
 $(KERNEL): resources/kernel.sh | setup
 	@resources/kernel.sh build/kernel
 
-$(INITRAMFS): $(KERNEL) $(TOOL_BIN) resources/guest.sh resources/lib.sh $(wildcard resources/guest/*)
-	@resources/guest.sh build/kernel $(TOOL_BIN) $@
+$(INITRAMFS): $(KERNEL) $(TOOL) resources/guest.sh resources/lib.sh $(wildcard resources/guest/*)
+	@resources/guest.sh build/kernel $(TOOL) $@
 
-$(IMAGE): $(KERNEL) $(STERNA_BIN) $(AGENT_BIN) $(TOOL_BIN) resources/host.sh resources/lib.sh $(wildcard resources/host/*)
-	@resources/host.sh build/kernel $(STERNA_BIN) $(AGENT_BIN) $(TOOL_BIN) $@
+$(IMAGE): $(KERNEL) $(STERNA) $(AGENT) $(TOOL) resources/host.sh resources/lib.sh $(wildcard resources/host/*)
+	@resources/host.sh build/kernel $(STERNA) $(AGENT) $(TOOL) $@
 
 $(NFS): $(KERNEL) resources/nfs.sh resources/lib.sh resources/host/nfs-server
 	@mkdir -p $(@D)

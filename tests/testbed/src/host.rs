@@ -15,7 +15,7 @@ use std::{
 };
 
 /// How long [`Host::run`] waits; generous, since a software CPU is slow and several hosts may share it.
-const RUN_LIMIT: Duration = Duration::from_secs(120);
+const RUN_LIMIT: Duration = Duration::from_secs(300);
 /// How long the agent has for its greeting once a connection stands.
 const GREETING_LIMIT: Duration = Duration::from_secs(5);
 
@@ -42,7 +42,7 @@ impl Host {
         Self { name: name.to_owned(), address: SocketAddrV4::new(Ipv4Addr::LOCALHOST, port) }
     }
 
-    /// Runs a shell command to its end, within two minutes. A status other than 0 is not an error here.
+    /// Runs a shell command to its end, within five minutes. A status other than 0 is not an error here.
     pub fn run(&self, command: &str) -> Result<Output> {
         self.run_for(command, RUN_LIMIT)
     }

@@ -54,11 +54,11 @@ impl Node {
         match self {
             Self::A => {
                 "sterna.bridge=br0:eth1 sterna.ip=br0:10.9.0.1/24 sterna.ip=eth2:10.9.1.1/24 \
-                 sterna.mount=ext4|/dev/vda|/tools|ro"
+                 sterna.mount=ext4|/dev/vda|/tools|ro sterna.mount=ext4|/dev/vdc|/data"
             }
             Self::B => {
                 "sterna.bridge=br0:eth1 sterna.ip=br0:10.9.0.2/24 sterna.ip=eth2:10.9.2.2/24 \
-                 sterna.mount=ext4|/dev/vda|/tools|ro"
+                 sterna.mount=ext4|/dev/vda|/tools|ro sterna.mount=ext4|/dev/vdc|/data"
             }
             Self::N => "sterna.ip=eth1:10.9.1.3/24 sterna.ip=eth2:10.9.2.3/24",
         }
@@ -105,6 +105,8 @@ impl Machine<'_> {
         ]);
         command.args(["-chardev", &format!("socket,id=con,path={name}.sock,server=on,wait=off,logfile={name}.log")]);
         command.args(["-serial", "chardev:con"]);
+        // A host that ends by a triple fault says nothing itself; this keeps its last registers.
+        command.args(["-d", "cpu_reset", "-D", &format!("{name}.cpu.log")]);
         let forward = format!("hostfwd=tcp:127.0.0.1:{}-:{AGENT_PORT}", self.port);
         command.args(["-netdev", &format!("user,id=n0,restrict=on,{forward}")]);
         for (index, peer) in self.node.peers().iter().enumerate() {
@@ -135,8 +137,13 @@ impl Machine<'_> {
         } else {
             let tools = files.tools()?;
             let shared = "file.locking=off";
-            disk(format!("id=tools,file={},readonly=on,{shared}", tools.display()), "drive=tools,serial=tools");
+            disk(
+                format!("id=tools,file={},readonly=on,{shared}", tools.display().to_string().replace(',', ",,")),
+                "drive=tools,serial=tools",
+            );
             disk(format!("id=lun,file=lun.img,cache=none,{shared}"), "drive=lun,serial=lun,share-rw=on");
+            let data = format!("{}.data.img", self.node.name());
+            disk(format!("id=data,file={data},cache=writeback"), "drive=data,serial=data");
         }
         command.args(["-device", "virtio-rng-pci"]);
         Ok(())

@@ -64,6 +64,20 @@ impl Running {
         }
     }
 
+    /// Waits for the next line of standard output; none once the command has ended.
+    pub fn line(&mut self, limit: Duration) -> Result<Option<String>> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(line) = self.next_line() {
+                return Ok(Some(line));
+            }
+            if self.status.is_some() {
+                return Ok(None);
+            }
+            self.pump(deadline, limit, "a line")?;
+        }
+    }
+
     /// Everything on standard output so far.
     pub fn stdout(&mut self) -> String {
         while let Ok(event) = self.events.try_recv() {

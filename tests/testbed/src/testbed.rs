@@ -13,8 +13,9 @@ use std::{
 
 /// How often a booting host is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// How long the NFS volume may take to mount once its server is up; its grace period is 10 s at most.
-const MOUNT_LIMIT: Duration = Duration::from_secs(60);
+
+/// Size of each host's own volume, sparse.
+const DATA_MIB: u64 = 8192;
 
 /// Size of one host.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +50,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let host = HostOptions::default();
-        Self { a: host, b: Some(host), shared_mib: Some(8192), lun_mib: 1024, boot_limit: Duration::from_secs(180) }
+        Self { a: host, b: Some(host), shared_mib: Some(8192), lun_mib: 1024, boot_limit: Duration::from_secs(300) }
     }
 }
 
@@ -208,21 +209,28 @@ impl Testbed {
     /// Makes the disks and the NFS server's initramfs.
     fn prepare(&self, options: &Options) -> Result<()> {
         self.dir.sparse("lun.img", options.lun_mib << 20)?;
-        let Some(shared_mib) = options.shared_mib else { return Ok(()) };
-        let volume = self.dir.sparse("shared.img", shared_mib << 20)?;
-        let mut format = keeper::command("mke2fs");
-        format.args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard"]).arg(volume);
-        format.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
-        let status = format.status().map_err(Error::io("run mke2fs"))?;
-        if !status.success() {
-            return Err(Error::io("format the shared volume")(io::Error::other(format!("mke2fs: {status}"))));
+        for node in [Node::A, Node::B] {
+            self.volume(&format!("{}.data.img", node.name()), DATA_MIB)?;
         }
+        let Some(shared_mib) = options.shared_mib else { return Ok(()) };
+        self.volume("shared.img", shared_mib)?;
         let mut initramfs = self.dir.file("n.cpio")?;
         for part in [self.files.image()?, self.files.nfs()?] {
             let copied = File::open(&part).and_then(|mut part| io::copy(&mut part, &mut initramfs));
             copied.map_err(Error::io(format!("copy {}", part.display())))?;
         }
         Ok(())
+    }
+
+    /// Makes an empty ext4 volume.
+    fn volume(&self, name: &str, size_mib: u64) -> Result<()> {
+        let volume = self.dir.sparse(name, size_mib << 20)?;
+        let mut format = keeper::command("mke2fs");
+        format.args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard"]).arg(volume);
+        format.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
+        let status = format.status().map_err(Error::io("run mke2fs"))?;
+        let failed = || Error::io(format!("format {name}"))(io::Error::other(format!("mke2fs: {status}")));
+        if status.success() { Ok(()) } else { Err(failed()) }
     }
 
     fn launch(&mut self, node: Node) -> Result<()> {
@@ -270,8 +278,9 @@ impl Testbed {
         self.machine(node)?.boot_time = start.elapsed();
         match node.mount_shared() {
             Some(mount) if self.machines.iter().any(|machine| machine.node == Node::N) => {
-                let mount = format!("mkdir -p /shared && {{ mountpoint -q /shared || {mount}; }}");
-                self.host(node)?.run_for(&mount, MOUNT_LIMIT).and_then(|output| match output.status {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let mount = format!("mkdir -p /shared && {{ grep -q ' /shared ' /proc/mounts || {mount}; }}");
+                self.host(node)?.run_for(&mount, left).and_then(|output| match output.status {
                     0 => Ok(()),
                     status => Err(Error::Failed { who, command: mount, status, output: output.stderr }),
                 })

@@ -59,9 +59,9 @@ fn serve(mut stream: TcpStream) -> io::Result<()> {
 
 fn start(command: &str) -> io::Result<Child> {
     let mut shell = Command::new("/bin/sh");
-    shell.args(["-c", command]).current_dir("/root").process_group(0);
-    shell.env("HOME", "/root").env("PATH", "/bin:/tools/bin");
-    shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
+    // The profile puts iproute2 before the applets that busybox's shell would run without looking at PATH.
+    shell.args(["-c", ". /etc/profile; eval \"$1\"", "sh", command]).current_dir("/root").process_group(0);
+    shell.env("HOME", "/root").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
 }
 
 /// Moves input and output until the command ends; returns its status.
@@ -80,10 +80,8 @@ fn drive(child: &mut Child, stream: &TcpStream, writer: &Writer) -> io::Result<i
     thread::spawn(move || {
         feed(reader, stdin);
         // Under the lock the child is not reaped yet, so its number is still its own.
-        if let (Ok(alive), Some(group)) = (seen_alive.lock(), group) {
-            if *alive {
-                let _ = kill_process_group(group, Signal::KILL);
-            }
+        if let (Ok(true), Some(group)) = (seen_alive.lock().as_deref().copied(), group) {
+            let _ = kill_process_group(group, Signal::KILL);
         }
     });
     // Waits without reaping: until the lock is held, the number stays the child's own and may be killed.

@@ -1,4 +1,6 @@
-//! The testbed for a person: start it, get a prompt in its hosts, run a command in one.
+//! The testbed for a person: start it, get a prompt in its hosts, run a command in one, see the demo.
+
+mod demo;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use std::{path::Path, process::ExitCode, time::Instant};
@@ -25,6 +27,8 @@ enum Command {
         #[arg(long, default_value_t = 2)]
         cpus: u32,
     },
+    /// Boot a stock kernel under Sterna, on this machine or on a host of the testbed, and see what it does
+    Demo,
     /// A prompt in a host that `testbed up` runs elsewhere
     Shell {
         /// a, b or n
@@ -60,6 +64,7 @@ impl From<HostName> for Node {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Up { memory, cpus } => up(HostOptions { memory_mib: memory, cpus }),
+        Command::Demo => demo::demo(),
         Command::Shell { host } => shell(host.into()),
         Command::Run { host, command } => run(host.into(), &command.join(" ")),
     };
@@ -85,7 +90,7 @@ fn up(size: HostOptions) -> Result<ExitCode> {
         testbed.dir().display()
     );
     eprintln!(
-        "a is 10.9.0.1, b is 10.9.0.2 on bridge br0; /shared is shared, /dev/vdb a raw disk that both see, /tools/guest"
+        "a is 10.9.0.1, b is 10.9.0.2 on bridge br0; /shared is shared, /dev/vdb a raw disk that both see, /data each"
     );
     eprintln!(
         "has a kernel and an initramfs for guests. Ctrl-] then a, b or n: that host's console; Ctrl-] q: end all"
