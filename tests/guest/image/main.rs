@@ -58,6 +58,9 @@ fn run(options: &Options, ram: &memory::Ram) -> ! {
     }
     if let Some((seed, count)) = options.fuzz {
         fuzz::run(seed, count);
+        if options.disk_sectors > 0 {
+            blk::check(options.disk_index, options.disk_sectors, options.irq);
+        }
     }
     let mut net = options.net_address.map(net::Net::start);
     let worker = memory::begin(options, ram);
