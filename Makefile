@@ -23,6 +23,9 @@ demo: build image ## boot a stock Debian kernel, with disk and network, and see 
 test: build image ## every test: unit, on /dev/kvm, and real Linux in the testbed
 	@cargo test --workspace --no-fail-fast
 
+bench-boot: setup ## exec to first instruction and memory, QEMU's microvm beside it (N=blocks)
+	@cargo bench --quiet --package sterna --bench boot -- $(N)
+
 check: ## format, lints, unit tests and house rules: before every commit
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --quiet -- -D warnings

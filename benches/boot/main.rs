@@ -1,0 +1,68 @@
+//! `make bench-boot`: from exec to the guest's first instruction, and memory over what the guest touched, Sterna and QEMU's
+//! microvm beside each other in one run, alternating, on warm memory.
+//!
+//! The guest's first instruction writes to the serial port; the time is taken where that byte arrives, by the same
+//! clock for both. It goes to a pipe, so what a monitor needs to pass it on counts for both too.
+#![expect(clippy::unwrap_used, reason = "a benchmark that cannot measure has failed")]
+
+mod monitor;
+mod statistics;
+
+use monitor::{Kind, Sample};
+use serde_json::json;
+use statistics::Summary;
+
+const MEMORY_MIB: u64 = 256;
+const DEFAULT_BLOCKS: usize = 30;
+
+fn main() {
+    // Cargo passes `--bench`; a number is how many blocks.
+    let blocks = std::env::args().filter_map(|argument| argument.parse().ok()).next().unwrap_or(DEFAULT_BLOCKS);
+    let kinds = [Kind::Sterna, Kind::Qemu];
+    let mut samples: [Vec<Sample>; 2] = Default::default();
+    println!("{blocks} blocks, {MEMORY_MIB} MiB, 1 vCPU, guest {}", sterna_guest::GUEST_ELF);
+    for block in 0..blocks {
+        // Whoever goes first changes with each block.
+        for turn in 0..kinds.len() {
+            let which = (block + turn) % kinds.len();
+            warm_memory();
+            samples[which].push(monitor::measure(kinds[which], MEMORY_MIB));
+        }
+    }
+    report(&kinds, &samples);
+}
+
+/// Touches and frees more memory than a run needs: what the host under this machine has not backed yet costs its first
+/// user several times as much.
+fn warm_memory() {
+    let mut memory = vec![0u8; (MEMORY_MIB as usize) << 20];
+    memory.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+    std::hint::black_box(&memory);
+}
+
+fn report(kinds: &[Kind; 2], samples: &[Vec<Sample>; 2]) {
+    type Figure = fn(&Sample) -> f64;
+    let figures: [(&str, &str, Figure); 3] = [
+        ("exec to first instruction", "ms", |sample| sample.first_instruction_ms),
+        ("resident over what the guest touched", "MiB", |sample| sample.overhead_mib),
+        ("CPU while the guest halts", "ms/s", |sample| sample.idle_cpu_ms_per_s),
+    ];
+    let mut results = Vec::new();
+    println!("\n{:38} {:>8} {:>22} {:>22}   ratio", "median (10th to 90th percentile)", "", "sterna", "qemu microvm");
+    for (name, unit, figure) in figures {
+        let [sterna, qemu] = [0, 1].map(|which| Summary::of(samples[which].iter().map(figure)));
+        let ratios = samples[0].iter().zip(&samples[1]).map(|(ours, theirs)| figure(ours) / figure(theirs));
+        let ratio = Summary::of(ratios.filter(|ratio| ratio.is_finite()));
+        println!("{name:38} {unit:>8} {sterna:>22} {qemu:>22}   {ratio}");
+        results.push(json!({
+            "figure": name, "unit": unit, "sterna": sterna.json(), "qemu": qemu.json(), "ratio": ratio.json(),
+        }));
+    }
+    let versions: Vec<String> = kinds.iter().map(|kind| monitor::version(*kind)).collect();
+    let document =
+        json!({ "blocks": samples[0].len(), "memory_mib": MEMORY_MIB, "monitors": versions, "results": results });
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/build/bench-boot.json");
+    std::fs::create_dir_all(concat!(env!("CARGO_MANIFEST_DIR"), "/build")).unwrap();
+    std::fs::write(path, format!("{document:#}\n")).unwrap();
+    println!("\n{}\nwritten to {path}", versions.join(" · "));
+}
