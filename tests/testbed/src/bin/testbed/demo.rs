@@ -121,8 +121,9 @@ pub fn demo() -> Result<ExitCode> {
 }
 
 fn ping(place: &Place) -> Result<()> {
-    let command =
-        format!("ip addr add {HOST_ADDRESS} dev {TAP} && ip link set {TAP} up && ping -c 3 -W 10 {GUEST_ADDRESS}");
+    let command = format!(
+        "ip addr add {HOST_ADDRESS} dev {TAP} && ip link set {TAP} up && ping -c 3 -i 0.2 -W 10 {GUEST_ADDRESS}"
+    );
     let output = place.spawn(&command)?.wait(SILENCE_LIMIT)?;
     for line in output.stdout.lines().chain(output.stderr.lines()).filter(|line| !line.is_empty()) {
         println!("  host: {line}");
