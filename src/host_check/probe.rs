@@ -21,8 +21,8 @@ const GROUP: &str = "stock kernel";
 const LIMIT: Duration = Duration::from_millis(200);
 /// Between two attempts to get the vCPU out of the guest.
 const KICK_EVERY: Duration = Duration::from_millis(5);
-/// Slower than this, ring 0 is interpreted: hardware does a thousand times more, a software CPU ten times.
-const MIN_INSTRUCTIONS_PER_S: u64 = 20_000_000;
+/// Slower than this, ring 0 is interpreted: 2 to 3 million were seen so, 114 million on a software CPU.
+const MIN_INSTRUCTIONS_PER_S: u64 = 10_000_000;
 
 const MEMORY_BYTES: usize = 2 << 20;
 const PML4: u64 = 0x1000;
@@ -55,7 +55,19 @@ enum Outcome {
 /// Runs all programs.
 pub fn check(kvm: &Kvm) -> (StockKernel, Vec<Check>) {
     let outcomes = PROGRAMS.iter().map(|program| (program.name, run(kvm, program))).collect::<Vec<_>>();
-    judge(&outcomes, &run(kvm, &LOOP))
+    judge(&outcomes, &fastest(kvm))
+}
+
+/// The best of three timings: what else a host does can only make it look slower.
+fn fastest(kvm: &Kvm) -> Outcome {
+    let mut best = run(kvm, &LOOP);
+    for _ in 0..2 {
+        let Outcome::Ended(time) = best else { break };
+        if let Outcome::Ended(again) = run(kvm, &LOOP) {
+            best = Outcome::Ended(time.min(again));
+        }
+    }
+    best
 }
 
 fn judge(outcomes: &[(&'static str, Outcome)], speed: &Outcome) -> (StockKernel, Vec<Check>) {
