@@ -17,10 +17,10 @@ build: setup ## the release binary
 	@cargo build --release --package sterna
 	@echo "built $(STERNA)"
 
-demo: build image ## boot a stock Debian kernel, with disk and network, and see what it does
+demo: build testbed-files ## boot a stock Debian kernel, with disk and network, and see what it does
 	@cargo run --release --quiet --package sterna-testbed --bin testbed -- demo
 
-test: build image ## every test: unit, on /dev/kvm, and real Linux in the testbed
+test: build testbed-files ## every test: unit, on /dev/kvm, and real Linux in the testbed
 	@cargo test --workspace --no-fail-fast
 
 bench-boot: setup ## exec to first instruction and memory, QEMU's microvm beside it (N=blocks)
