@@ -24,6 +24,7 @@ done
 find "$root" -exec touch -h -d "$EPOCH" {} +
 size_kib=$(du -sk "$root" | cut -f1)
 rm -f "$out.tmp"
-mke2fs -q -t ext4 -O ^has_journal -m 0 -L tools -E lazy_itable_init=1 -d "$root" "$out.tmp" $((size_kib * 110 / 100 + 4096))k
+truncate -s $((size_kib * 110 / 100 + 4096))k "$out.tmp"
+mke2fs -q -F -t ext4 -O ^has_journal -m 0 -L tools -E lazy_itable_init=1 -d "$root" "$out.tmp"
 mv "$out.tmp" "$out"
 echo "tools: $out, $((size_kib / 1024)) MiB"
