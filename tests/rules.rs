@@ -19,11 +19,19 @@ const LONG_FILES: &[(&str, usize)] = &[];
 const LONG_FUNCTIONS: &[(&str, usize)] = &[];
 /// The only files in which `unsafe` may stand.
 const UNSAFE_FILES: &[&str] = &[
+    "devices/src/virtio/balloon/discard.rs",
     "devices/src/virtio/blk/ring.rs",
     "devices/src/virtio/blk/sys.rs",
+    "devices/src/virtio/net/port.rs",
+    "devices/src/virtio/net/tap.rs",
+    "src/host_check/sys.rs",
     "src/vmm/kick.rs",
     "src/vmm/memory.rs",
     "src/vmm/vcpu.rs",
+    "tests/guest/image/boot.rs",
+    "tests/guest/image/mem.rs",
+    "tests/guest/image/memory.rs",
+    "tests/guest/image/port.rs",
 ];
 /// The only edges between our crates. Siblings do not know each other.
 const EDGES: &[(&str, &[&str])] = &[
@@ -218,15 +226,21 @@ fn nothing_banned_is_written() {
     assert_none(&problems);
 }
 
+/// The folder of a source file as the map names it: in full for the product, by its first two names for tests and tools.
+fn folder_on_the_map(file: &str) -> Option<String> {
+    let folder = Path::new(file).parent()?;
+    let product = ["src", "arch", "devices", "migration"].iter().any(|top| folder.starts_with(top));
+    let names =
+        folder.iter().take_while(|name| *name != "tests" || !product).take(if product { usize::MAX } else { 2 });
+    Some(format!("{}/", names.collect::<PathBuf>().to_str()?))
+}
+
 /// ARCHITECTURE.md is the map: it stays short, and it names every folder of the code.
 #[test]
 fn the_map_is_short_and_complete() {
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     assert!(text.lines().count() <= 200, "ARCHITECTURE.md has more than 200 lines");
-    let folders: BTreeSet<String> = sources()
-        .keys()
-        .filter_map(|name| Path::new(name).parent().and_then(Path::to_str).map(|folder| format!("{folder}/")))
-        .collect();
+    let folders: BTreeSet<String> = sources().keys().filter_map(|name| folder_on_the_map(name)).collect();
     let missing = folders.iter().filter(|folder| !text.contains(folder.as_str()));
     assert_none(&missing.map(|folder| format!("ARCHITECTURE.md does not name {folder}")).collect::<Vec<_>>());
 }

@@ -305,3 +305,19 @@ fn configuration_space_describes_the_image() {
     assert_eq!((field(48, 4), field(52, 4), field(56, 1)), (1 << 22, 1, 1));
     assert_eq!((field(56, 8), field(60, 4), field(u64::MAX, 8)), (1, 0, 0));
 }
+
+/// The event loop went on waiting for a descriptor that a reset had closed, and never saw the new one of the same number.
+#[test]
+fn completions_after_a_reset_come_on_the_same_descriptor() {
+    for mode in MODES {
+        let path = scratch();
+        let mut guest = Guest::new(open(&path, mode), mode);
+        let before = guest.blk.backend();
+        assert!(before.is_some(), "{mode:?}");
+        guest.blk.reset();
+        assert_eq!(guest.blk.backend(), None, "{mode:?}");
+        guest.blk.activate(&mut guest.driver.io()).unwrap();
+        assert_eq!(guest.blk.backend(), before, "{mode:?}");
+        assert_eq!(guest.read(3, DATA, 512), (0, pattern(3).to_vec()), "{mode:?}");
+    }
+}

@@ -22,18 +22,14 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine without io_uring says so in the log, by `name`.
-    ///
-    /// # Errors
-    /// No descriptor to be had.
-    pub fn new(file: Arc<File>, name: &str) -> io::Result<Self> {
-        let completed = Event::new()?;
+    /// An engine that signals `completed`. Without io_uring it says so in the log, by `name`.
+    pub fn new(file: Arc<File>, completed: Event, name: &str) -> Self {
         let ring = Ring::new(&completed)
             .inspect_err(|error| {
                 log::warn!("disk {name}: io_uring is not available ({error}): a thread does its I/O, slower")
             })
             .ok();
-        Ok(Self { file, ring, worker: None, failed: Vec::new(), completed, in_flight: 0 })
+        Self { file, ring, worker: None, failed: Vec::new(), completed, in_flight: 0 }
     }
 
     /// Signalled when an operation has ended.

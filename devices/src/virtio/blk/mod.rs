@@ -33,6 +33,7 @@ pub use lock::Holder;
 
 use super::{Backend, Fault, Io, VirtioDevice};
 use engine::Engine;
+use event::Event;
 use flight::Ground;
 use request::{Limits, MAX_RANGE_SECTORS};
 use std::sync::Arc;
@@ -63,6 +64,9 @@ pub enum BlkError {
         /// As given.
         serial: String,
     },
+    /// No descriptor is left.
+    #[error("cannot make an event for the disk's completions")]
+    Event(#[source] std::io::Error),
 }
 
 /// A virtio block device.
@@ -72,6 +76,9 @@ pub struct Blk {
     id: [u8; ID_BYTES],
     name: String,
     config: [u8; CONFIG_BYTES],
+    /// Signalled when I/O has ended. It outlives the driver: the event loop may still wait for it after a reset, when a
+    /// descriptor closed and opened again under the same number would go unwatched.
+    completed: Event,
     /// There while the driver runs.
     traffic: Option<Traffic>,
 }
@@ -80,7 +87,7 @@ impl Blk {
     /// A disk on `image`. `serial` is what the guest reads as its serial number and what the log calls it.
     ///
     /// # Errors
-    /// A serial number of more than 20 bytes or that is not printable ASCII.
+    /// A serial number of more than 20 bytes or that is not printable ASCII; no descriptor left.
     pub fn new(image: Image, serial: &str) -> Result<Self, BlkError> {
         let mut id = [0; ID_BYTES];
         match id.get_mut(..serial.len()) {
@@ -91,7 +98,8 @@ impl Blk {
         }
         let name = format!("{serial} ({})", image.path().display());
         let config = config(&image);
-        Ok(Self { image, id, name, config, traffic: None })
+        let completed = Event::new().map_err(BlkError::Event)?;
+        Ok(Self { image, id, name, config, completed, traffic: None })
     }
 
     /// The image, to be kept for the next machine when this one is rebuilt.
@@ -164,8 +172,7 @@ impl VirtioDevice for Blk {
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, io: &mut Io) -> Result<(), Fault> {
-        let engine = Engine::new(Arc::clone(self.image.file()), &self.name)
-            .map_err(|source| Fault::Backend { attempt: "setting up block I/O", source })?;
+        let engine = Engine::new(Arc::clone(self.image.file()), self.completed.clone(), &self.name);
         let ground = Ground {
             // Shares the regions, so that they stay mapped as long as the kernel may write there.
             ram: Arc::new(io.ram.clone()),
@@ -183,8 +190,7 @@ impl VirtioDevice for Blk {
     }
 
     fn backend(&self) -> Option<Backend> {
-        let fd = self.traffic.as_ref()?.engine.completed().fd();
-        Some(Backend { fd, events: EventSet::IN })
+        self.traffic.as_ref().map(|_| Backend { fd: self.completed.fd(), events: EventSet::IN })
     }
 
     fn backend_ready(&mut self, io: &mut Io) -> Result<(), Fault> {

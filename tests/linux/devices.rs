@@ -1,0 +1,169 @@
+//! What a stock kernel's drivers do with our devices, on the shared guest.
+
+use crate::world::{LIMIT, Result, ensure, world};
+use sterna_testbed::Node;
+
+/// Both vCPUs and the clock source are what they should be, and the kernel has nothing to complain about.
+pub fn the_kernel_is_content() -> Result {
+    let mut world = world()?;
+    let guest = world.shared()?;
+    let seen = guest.check("nproc; cat /sys/devices/system/clocksource/clocksource0/current_clocksource", LIMIT)?;
+    ensure!(seen == "2\nkvm-clock" || seen == "2\ntsc", "{seen}");
+    let complaints =
+        guest.check("dmesg | grep -E 'BUG|WARNING|Oops|lockup|ACPI.*(rror|xception)|FAILED' || true", LIMIT)?;
+    ensure!(complaints.is_empty(), "the kernel complains:\n{complaints}");
+    Ok(())
+}
+
+/// Sizes, order and serial numbers of three disks.
+pub fn disks_are_what_they_were_said_to_be() -> Result {
+    let mut world = world()?;
+    let guest = world.shared()?;
+    let seen = guest.check(
+        "for d in vda vdb vdc; do cat /sys/block/$d/size /sys/block/$d/serial /sys/block/$d/ro; echo; done",
+        LIMIT,
+    )?;
+    let words: Vec<&str> = seen.split_whitespace().collect();
+    let expected = ["524288", "first", "0", "131072", "second", "0"];
+    ensure!(words.get(..6) == Some(&expected), "{seen}");
+    ensure!(words.get(7..9) == Some(&["tools", "1"]), "{seen}");
+    Ok(())
+}
+
+/// A read-only disk reads, and refuses to be written.
+pub fn a_read_only_disk_is_not_written() -> Result {
+    let mut world = world()?;
+    let guest = world.shared()?;
+    guest.check("dd if=/dev/vdc of=/dev/null bs=1M count=4", LIMIT)?;
+    let output = guest.run("dd if=/dev/zero of=/dev/vdc bs=512 count=1", LIMIT)?;
+    ensure!(output.status != 0, "a write to a read-only disk succeeded");
+    Ok(())
+}
+
+/// fio writes and verifies both disks at the same time.
+pub fn fio_verifies_two_disks() -> Result {
+    let mut world = world()?;
+    let guest = world.shared()?;
+    guest.check("mkdir -p /tools && mount -o ro /dev/vdc /tools", LIMIT)?;
+    let output = guest.run(
+        "/tools/bin/fio --ioengine=libaio --direct=1 --rw=randwrite --bsrange=4k-64k --iodepth=16 --size=24m --verify=crc32c \
+         --do_verify=1 --verify_fatal=1 --group_reporting --minimal --name=one --filename=/dev/vda --name=two --filename=/dev/vdb",
+        LIMIT,
+    )?;
+    guest.check("umount /tools", LIMIT)?;
+    ensure!(output.status == 0, "fio: {}", output.stdout);
+    Ok(())
+}
+
+/// Discarded blocks leave the image, and a filesystem's contents stay.
+pub fn discard_shrinks_the_image() -> Result {
+    let mut world = world()?;
+    let host = world.host(Node::A)?;
+    let blocks = || -> Result<u64> { Ok(host.check("stat -c %b /data/one.img")?.parse()?) };
+    let guest = world.shared()?;
+    guest.check("dd if=/dev/urandom of=/dev/vda bs=1M count=64 oflag=direct", LIMIT)?;
+    let full = blocks()?;
+    guest.check("blkdiscard -o 16777216 -l 33554432 /dev/vda", LIMIT)?;
+    let after = blocks()?;
+    ensure!(full - after >= 60_000, "32 MiB discarded, but {full} blocks became {after}");
+    let sum = guest.check("dd if=/dev/vda bs=1M skip=16 count=32 iflag=direct | tr -d '\\000' | wc -c", LIMIT)?;
+    ensure!(sum.ends_with('0'), "discarded blocks read as {sum} bytes that are not zero");
+    Ok(())
+}
+
+/// The host pings the guest through the tap.
+pub fn the_host_pings_the_guest() -> Result {
+    let mut world = world()?;
+    world.shared()?;
+    let ping = world.host(Node::A)?.check("ping -c 5 -i 0.2 -W 10 10.9.0.20")?;
+    ensure!(ping.contains(" 0% packet loss"), "{ping}");
+    Ok(())
+}
+
+/// 100 MB each way through the tap, with checksums.
+pub fn tcp_carries_100_mb_each_way() -> Result {
+    let mut world = world()?;
+    let host = world.host(Node::A)?;
+    let guest = world.shared()?;
+    let mut receiver = host.spawn("guest-tool tcp-receive 9100")?;
+    receiver.wait_for("listening", LIMIT)?;
+    let out = guest.check("guest-tool tcp-send 10.9.0.1 9100 100", LIMIT)?;
+    ensure!(out.starts_with("same"), "guest to host: {out}");
+    guest.check("(guest-tool tcp-receive 9101 >/tmp/received 2>&1 &); for i in $(seq 100); do grep -q listening /tmp/received && break; sleep 0.1; done", LIMIT)?;
+    let back = host.run_for("guest-tool tcp-send 10.9.0.20 9101 100", LIMIT)?;
+    ensure!(back.status == 0 && back.stdout.starts_with("same"), "host to guest: {back:?}");
+    Ok(())
+}
+
+/// vsock, both directions, with everything compared.
+pub fn vsock_echoes_both_ways() -> Result {
+    let mut world = world()?;
+    let host = world.host(Node::A)?;
+    let guest = world.shared()?;
+    let mut echo = host.spawn("guest-tool unix-echo /run/shared.vsock_5000")?;
+    echo.wait_for("listening", LIMIT)?;
+    let out = guest.check("guest-tool vsock-send 2 5000 8", LIMIT)?;
+    ensure!(out.starts_with("same"), "guest to host: {out}");
+    guest.check("(guest-tool vsock-echo 6000 >/tmp/echo 2>&1 &); for i in $(seq 100); do grep -q listening /tmp/echo && break; sleep 0.1; done", LIMIT)?;
+    let back = host.run_for("guest-tool unix-send /run/shared.vsock 6000 8", LIMIT)?;
+    ensure!(back.status == 0 && back.stdout.starts_with("same"), "host to guest: {back:?}");
+    Ok(())
+}
+
+/// The guest's entropy device gives bytes, and its clock chip the host's time.
+pub fn entropy_and_clock_chip_answer() -> Result {
+    let mut world = world()?;
+    let guest = world.shared()?;
+    let rng = guest.check(
+        "cat /sys/class/misc/hw_random/rng_current; dd if=/dev/hwrng bs=64 count=1 2>/dev/null | wc -c",
+        LIMIT,
+    )?;
+    ensure!(rng.starts_with("virtio_rng") && rng.ends_with("64"), "{rng}");
+    let skew =
+        guest.check("modprobe rtc-cmos; echo $(($(date +%s) - $(cat /sys/class/rtc/rtc0/since_epoch)))", LIMIT)?;
+    let skew: i64 = skew.lines().last().unwrap_or_default().parse()?;
+    ensure!(skew.abs() <= 2, "clock chip and system clock are {skew} s apart");
+    Ok(())
+}
+
+/// The balloon takes memory from the guest, the host gets it, and the guest gets it back.
+pub fn the_balloon_gives_memory_to_the_host() -> Result {
+    let mut world = world()?;
+    let host = world.host(Node::A)?;
+    let guest = world.shared()?;
+    let free = "awk '/MemFree/ {print int($2/1024)}' /proc/meminfo";
+    // What the guest has touched is resident on the host.
+    guest.check("guest-tool memory 80 1", LIMIT)?;
+    let before: i64 = guest.check(free, LIMIT)?.parse()?;
+    host.check("sterna balloon shared 64M")?;
+    let actual = "sterna show shared --json | tr ',' '\\n' | sed -n 's/.*\"actual_bytes\":\\([0-9]*\\).*/\\1/p'";
+    let reaches = |size: &str| {
+        format!("for i in $(seq 600); do [ \"$({actual})\" = {size} ] && exit 0; sleep 0.1; done; {actual}; exit 1")
+    };
+    host.run_for(&reaches("67108864"), LIMIT)?.status.eq(&0).then_some(()).ok_or("the balloon did not fill")?;
+    let during: i64 = guest.check(free, LIMIT)?.parse()?;
+    ensure!(before - during >= 50, "free memory in the guest went from {before} to {during} MiB");
+    host.check("sterna balloon shared 0")?;
+    host.run_for(&reaches("0"), LIMIT)?.status.eq(&0).then_some(()).ok_or("the balloon did not empty")?;
+    let after: i64 = guest.check(free, LIMIT)?.parse()?;
+    ensure!(after - during >= 50, "free memory in the guest went from {during} to {after} MiB");
+    Ok(())
+}
+
+/// Free pages that the guest reports leave the host's memory.
+pub fn free_pages_return_to_the_host() -> Result {
+    let mut world = world()?;
+    let host = world.host(Node::A)?;
+    let resident = "awk '/^VmRSS/ {print int($2/1024)}' /proc/$(pgrep -f 'sterna run --name shared')/status";
+    let guest = world.shared()?;
+    guest.check("guest-tool memory 120 1", LIMIT)?;
+    let full: i64 = host.check(resident)?.parse()?;
+    // Linux reports free pages two seconds after they were freed, a few at a time.
+    let wait = format!(
+        "for i in $(seq 300); do [ $({resident}) -lt {} ] && exit 0; sleep 0.2; done; {resident}; exit 1",
+        full - 60
+    );
+    let waited = host.run_for(&wait, LIMIT)?;
+    ensure!(waited.status == 0, "resident memory stayed at {} of {full} MiB", waited.stdout.trim());
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! Real Linux on real hosts: a stock Debian kernel under Sterna, on the testbed's hosts, driven as an operator would.
+//!
+//! Needs what `make testbed-files` builds. One testbed serves all tests, one after the other: on a software CPU a host's start is
+//! the dearest part.
+
+mod devices;
+mod life;
+mod shapes;
+mod world;
+
+use libtest_mimic::{Arguments, Trial};
+
+/// Names each function as a test.
+macro_rules! trials {
+    ($($module:ident :: { $($test:ident),* $(,)? }),* $(,)?) => {
+        vec![$($((concat!(stringify!($module), "::", stringify!($test)), $module::$test as fn() -> world::Result)),*),*]
+    };
+}
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let tests = trials![
+        shapes::{
+            vmlinux_boots_with_one_vcpu,
+            four_vcpus_come_up,
+            five_gib_reach_above_the_hole,
+            a_kernel_panic_ends_the_vm,
+            an_image_in_use_is_refused_on_both_hosts,
+            qemu_boots_the_same_guest,
+        },
+        devices::{
+            the_kernel_is_content,
+            disks_are_what_they_were_said_to_be,
+            a_read_only_disk_is_not_written,
+            fio_verifies_two_disks,
+            discard_shrinks_the_image,
+            the_host_pings_the_guest,
+            tcp_carries_100_mb_each_way,
+            vsock_echoes_both_ways,
+            entropy_and_clock_chip_answer,
+            the_balloon_gives_memory_to_the_host,
+            free_pages_return_to_the_host,
+        },
+        life::{
+            a_pause_of_ten_seconds_is_no_lockup_and_the_clock_is_right,
+            a_reboot_comes_back_with_everything,
+            stop_powers_the_guest_off,
+        },
+    ];
+    let trial = |(name, test): (&str, fn() -> world::Result)| {
+        Trial::test(name, move || test().map_err(|error| chain(&*error).into()))
+    };
+    let conclusion = libtest_mimic::run(&arguments, tests.into_iter().map(trial).collect());
+    world::end();
+    conclusion.exit();
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {}", chain(source)))
+}

@@ -1,0 +1,84 @@
+//! Machines of every shape boot the stock kernel.
+
+use crate::world::{LIMIT, Result, boot, ensure, power_off, start, world};
+use sterna_testbed::{Control, Files, Node};
+
+/// ELF vmlinux by PVH, one vCPU, and the guest's own power-off.
+pub fn vmlinux_boots_with_one_vcpu() -> Result {
+    let mut world = world()?;
+    let host = world.host(Node::A)?;
+    let mut guest = boot(&host, "elf", "--kernel /tools/guest/vmlinux --cpus 1 --memory 256M", "")?;
+    let seen = guest.check("nproc", LIMIT)?;
+    ensure!(seen == "1", "{seen} processors");
+    power_off(guest)
+}
+
+/// bzImage with four vCPUs, all of which do work.
+pub fn four_vcpus_come_up() -> Result {
+    let mut world = world()?;
+    let host = world.host(Node::A)?;
+    let mut guest = boot(&host, "four", "--cpus 4 --memory 256M", "")?;
+    let seen = guest.check("nproc; for cpu in 0 1 2 3; do taskset $((1 << cpu)) true && echo ran; done", LIMIT)?;
+    ensure!(seen == "4\nran\nran\nran\nran", "{seen}");
+    power_off(guest)
+}
+
+/// RAM above 4 GiB is there and holds what is written.
+pub fn five_gib_reach_above_the_hole() -> Result {
+    let mut world = world()?;
+    let host = world.host(Node::A)?;
+    let free_mib: u64 = host.check("awk '/MemAvailable/ {print int($2/1024)}' /proc/meminfo")?.parse()?;
+    ensure!(free_mib > 5300, "the host has {free_mib} MiB, too little for this test");
+    let mut guest = boot(&host, "big", "--cpus 1 --memory 5G", "")?;
+    let total_kib: u64 = guest.check("awk '/MemTotal/ {print $2}' /proc/meminfo", LIMIT)?.parse()?;
+    ensure!(total_kib > 4_800_000, "the guest has {total_kib} KiB");
+    let above = guest.check("grep 'System RAM' /proc/iomem | tail -n 1", LIMIT)?;
+    ensure!(above.trim().starts_with("100000000-"), "RAM above 4 GiB: {above}");
+    // Linux fills from the top, so this is above 4 GiB.
+    guest.check("guest-tool memory 64 1", LIMIT)?;
+    power_off(guest)
+}
+
+/// A panic of the guest's kernel ends the VM with exit code 8 and a sentence.
+pub fn a_kernel_panic_ends_the_vm() -> Result {
+    let mut world = world()?;
+    let host = world.host(Node::A)?;
+    let mut guest = boot(&host, "doomed", "--cpus 1 --memory 256M", "")?;
+    guest.start("modprobe pvpanic-mmio; echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger")?;
+    let end = guest.console().wait(LIMIT)?;
+    ensure!(end.status == 8, "exit code {}: {}", end.status, end.stderr);
+    ensure!(end.stderr.contains("panicked"), "said: {}", end.stderr);
+    Ok(())
+}
+
+/// A name that is taken, and an image that is locked, on this host and on another over NFSv4.
+pub fn an_image_in_use_is_refused_on_both_hosts() -> Result {
+    let mut world = world()?;
+    let (a, b) = (world.host(Node::A)?, world.host(Node::B)?);
+    a.check("truncate -s 16M /shared/locked.img")?;
+    let arguments = "--cpus 1 --memory 192M --disk path=/shared/locked.img";
+    let guest = boot(&a, "holder", arguments, "")?;
+    let mut second = start(&a, "second", arguments, "sterna.job=idle")?;
+    let end = second.wait(LIMIT)?;
+    ensure!(end.status == 3 && end.stderr.contains("holder"), "on the same host: {} {}", end.status, end.stderr);
+    let mut other = start(&b, "other", arguments, "sterna.job=idle")?;
+    let end = other.wait(LIMIT)?;
+    ensure!(
+        end.status == 3 && end.stderr.contains("/shared/locked.img"),
+        "on the other: {} {}",
+        end.status,
+        end.stderr
+    );
+    power_off(guest)
+}
+
+/// The control: QEMU boots the same kernel and initramfs, so what fails above is ours.
+pub fn qemu_boots_the_same_guest() -> Result {
+    let files = Files::new();
+    let mut guest = Control { memory_mib: 256, ..Control::default() }.start(&files)?.ready(LIMIT)?;
+    let seen = guest.check("nproc", LIMIT)?;
+    ensure!(seen == "2", "{seen} processors");
+    guest.start("poweroff -f")?;
+    guest.console().wait(LIMIT)?;
+    Ok(())
+}

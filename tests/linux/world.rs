@@ -1,0 +1,110 @@
+//! One testbed for all tests of this program, and one well-equipped guest that most of them share.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use sterna_testbed::{Guest, Host, HostOptions, Node, Options, Running, Testbed};
+
+/// Longest wait for one thing that a guest or host does: the CPUs may be software.
+pub const LIMIT: Duration = Duration::from_secs(240);
+
+/// What a test reports.
+pub type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// Fails the test with a sentence.
+macro_rules! ensure {
+    ($condition:expr, $($text:tt)*) => {
+        if !$condition {
+            return Err(format!($($text)*).into());
+        }
+    };
+}
+pub(crate) use ensure;
+
+static WORLD: Mutex<Option<World>> = Mutex::new(None);
+
+/// The testbed and the shared guest.
+pub struct World {
+    testbed: Testbed,
+    shared: Option<Guest>,
+}
+
+/// The world, made at the first call.
+pub fn world() -> Result<Held> {
+    let mut held = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
+    if held.is_none() {
+        // Memory is only what guests touch; 5 GiB of RAM must fit into A.
+        let a = HostOptions { memory_mib: 7168, cpus: 2 };
+        let b = HostOptions { memory_mib: 1024, cpus: 1 };
+        let testbed = Testbed::start(&Options { a, b: Some(b), ..Options::default() })?;
+        *held = Some(World { testbed, shared: None });
+    }
+    Ok(Held(held))
+}
+
+/// Ends hosts and guests.
+pub fn end() {
+    WORLD.lock().unwrap_or_else(PoisonError::into_inner).take();
+}
+
+/// Exclusive use of the world.
+pub struct Held(MutexGuard<'static, Option<World>>);
+
+impl Held {
+    fn world(&mut self) -> Result<&mut World> {
+        self.0.as_mut().ok_or_else(|| "the testbed has ended".into())
+    }
+
+    /// A host.
+    pub fn host(&mut self, node: Node) -> Result<Host> {
+        Ok(self.world()?.testbed.host(node)?)
+    }
+
+    /// The shared guest, started at the first call: 2 vCPUs, 256 MiB, bzImage, two disks and a read-only one, network, vsock.
+    pub fn shared(&mut self) -> Result<&mut Guest> {
+        let host = self.host(Node::A)?;
+        let world = self.world()?;
+        if world.shared.is_none() {
+            host.check("truncate -s 256M /data/one.img && truncate -s 64M /data/two.img")?;
+            let guest = boot(
+                &host,
+                "shared",
+                "--cpus 2 --memory 256M --disk path=/data/one.img,serial=first \
+                --disk path=/data/two.img,id=second --disk path=/dev/vda,readonly=on,id=tools \
+                --net tap=shared0,create=on --vsock cid=3,socket=/run/shared.vsock",
+                "sterna.ip=10.9.0.20/24",
+            )?;
+            host.check("ip link set shared0 master br0 up")?;
+            world.shared = Some(guest);
+        }
+        world.shared.as_mut().ok_or_else(|| "the shared guest has ended".into())
+    }
+
+    /// The shared guest, which its test ends.
+    pub fn take_shared(&mut self) -> Result<Guest> {
+        self.shared()?;
+        self.world()?.shared.take().ok_or_else(|| "the shared guest has ended".into())
+    }
+}
+
+/// Starts `sterna run` on `host` with the stock kernel and a guest that takes commands.
+pub fn boot(host: &Host, name: &str, arguments: &str, words: &str) -> Result<Guest> {
+    Ok(Guest::ready(start(host, name, arguments, &format!("sterna.job=agent {words}"))?, LIMIT)?)
+}
+
+/// The same without waiting, and with any job. `--kernel` in `arguments` replaces the bzImage.
+pub fn start(host: &Host, name: &str, arguments: &str, words: &str) -> Result<Running> {
+    let kernel = if arguments.contains("--kernel") { "" } else { "--kernel /tools/guest/vmlinuz" };
+    let command = format!(
+        "sterna run --name {name} {kernel} --initrd /tools/guest/initramfs.cpio {arguments} \
+         --cmdline 'console=ttyS0 quiet {words}'"
+    );
+    Ok(host.spawn(&command)?)
+}
+
+/// Powers the guest off from inside and expects that its monitor exits with 0.
+pub fn power_off(mut guest: Guest) -> Result {
+    guest.start("poweroff -f")?;
+    let end = guest.console().wait(LIMIT)?;
+    ensure!(end.status == 0, "exit code {} after power-off: {}", end.status, end.stderr);
+    Ok(())
+}
