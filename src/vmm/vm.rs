@@ -6,6 +6,7 @@ use super::machine::{Machine, lock};
 use super::vcpu::Outcome;
 use crate::control::machine::{self as control, BalloonStatus, Ended, GuestMemory, MachineError, RunState, Status};
 use crate::events::{Event, EventBus};
+use crate::units::format_size;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -141,7 +142,8 @@ impl control::Machine for Vm {
         let inner = lock(&self.inner);
         let machine = inner.machine.as_ref().ok_or(MachineError::Ended)?;
         if target_bytes >= self.memory_bytes {
-            let text = format!("the balloon must be smaller than the guest's memory of {} bytes", self.memory_bytes);
+            let memory = format_size(self.memory_bytes);
+            let text = format!("the balloon must be smaller than the guest's memory of {memory}");
             return Err(MachineError::Refused(text));
         }
         machine.balloon().set_target(target_bytes);

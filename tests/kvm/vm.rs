@@ -1,6 +1,7 @@
 //! A VM under test: `sterna run` as its user runs it, in a directory of its own, with deadlines on every wait.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -16,12 +17,20 @@ pub const STERNA: &str = env!("CARGO_BIN_EXE_sterna");
 /// A directory of control sockets, on which commands work; removed at the end.
 pub struct Host {
     dir: TempDir,
+    /// What stands ahead of every command: the program that runs it in a world of its own.
+    wrapper: Vec<String>,
 }
 
 impl Host {
     /// A host with no VM.
     pub fn new() -> Self {
-        Self { dir: TempDir::with_prefix("sterna-test-").unwrap() }
+        Self::within(&[])
+    }
+
+    /// The same, with every command run by `wrapper`, which must execute what follows it.
+    pub fn within(wrapper: &[&str]) -> Self {
+        let wrapper = wrapper.iter().map(|word| (*word).to_owned()).collect();
+        Self { dir: TempDir::with_prefix("sterna-test-").unwrap(), wrapper }
     }
 
     /// A path for a file or socket of the test.
@@ -38,21 +47,20 @@ impl Host {
 
     /// The command line tool with `arguments`, not started yet.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(STERNA);
-        command.args(arguments).env("STERNA_DIR", self.dir.path()).env_remove("STERNA_LOG");
+        self.program(STERNA, arguments)
+    }
+
+    /// Any program with `arguments` in this host's world, not started yet.
+    pub fn program(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut words = self.wrapper.iter().map(String::as_str).chain([program]).chain(arguments.iter().copied());
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).env("STERNA_DIR", self.dir.path()).env_remove("STERNA_LOG");
         command
     }
 
     /// Runs a command to its end.
     pub fn sterna(&self, arguments: &[&str]) -> Output {
-        let child = self.command(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let mut child = child.unwrap();
-        let what = format!("sterna {}", arguments.join(" "));
-        let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
-        let errors = thread::spawn(move || read_all(&mut err));
-        let output = thread::spawn(move || read_all(&mut out));
-        let status = wait(&mut child, LONG, &what);
-        Output { status, stdout: output.join().unwrap(), stderr: errors.join().unwrap() }
+        finish(self.command(arguments), &format!("sterna {}", arguments.join(" ")))
     }
 
     /// Runs a command that must succeed, and returns what it printed.
@@ -68,6 +76,28 @@ impl Host {
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(code), "sterna {arguments:?} said: {said}");
         said
+    }
+
+    /// What a VM that has ended must not leave behind.
+    pub fn left_behind(&self) -> Vec<String> {
+        let names = std::fs::read_dir(self.dir.path()).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| [".sock", ".lock", ".console"].iter().any(|end| name.ends_with(end))).collect()
+    }
+
+    /// Connects to a socket in the directory of sockets, once it is there.
+    pub fn connect(&self, socket: &str) -> UnixStream {
+        let deadline = Instant::now() + LONG;
+        loop {
+            match UnixStream::connect(self.path(socket)) {
+                Ok(stream) => {
+                    stream.set_read_timeout(Some(LONG)).unwrap();
+                    return stream;
+                }
+                Err(error) if Instant::now() > deadline => panic!("no connection to {socket} within {LONG:?}: {error}"),
+                Err(_) => thread::sleep(Duration::from_millis(2)),
+            }
+        }
     }
 
     /// Starts a VM called `vm` with the test guest, told `cmdline`, and `more` arguments.
@@ -113,7 +143,8 @@ pub struct Vm {
 }
 
 impl Vm {
-    fn start(mut command: Command, name: &str) -> Self {
+    /// Starts what `command` runs, called `name` in messages.
+    pub fn start(mut command: Command, name: &str) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let (sender, lines) = channel();
@@ -205,12 +236,6 @@ impl Vm {
         let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
         Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
     }
-
-    /// Resident memory of the process, bytes.
-    pub fn resident_bytes(&self) -> u64 {
-        let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).unwrap();
-        statm.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
-    }
 }
 
 impl Drop for Vm {
@@ -219,6 +244,17 @@ impl Drop for Vm {
         let _gone = self.child.kill();
         let _reaped = self.child.wait();
     }
+}
+
+/// Runs `command`, called `what` in messages, to its end.
+pub fn finish(mut command: Command, what: &str) -> Output {
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = child.unwrap();
+    let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let errors = thread::spawn(move || read_all(&mut err));
+    let output = thread::spawn(move || read_all(&mut out));
+    let status = wait(&mut child, LONG, what);
+    Output { status, stdout: output.join().unwrap(), stderr: errors.join().unwrap() }
 }
 
 fn read_all(stream: &mut impl Read) -> Vec<u8> {

@@ -99,11 +99,11 @@ fn names_inode(info: &str, inode: u64) -> bool {
     files.filter_map(|file| file.rsplit(':').next()).any(|number| number.parse() == Ok(inode))
 }
 
-/// The value of `--name` in NUL-separated arguments.
+/// The name in a Sterna VM's NUL-separated arguments: `run ... --name NAME`, or `detached NAME` as such a VM calls itself.
 fn vm_name(arguments: &[u8]) -> Option<String> {
     let mut words = arguments.split(|byte| *byte == 0).map(String::from_utf8_lossy);
     while let Some(word) = words.next() {
-        if word == "--name" {
+        if word == "--name" || word == "detached" {
             return words.next().map(|name| name.into_owned());
         }
         if let Some(name) = word.strip_prefix("--name=") {

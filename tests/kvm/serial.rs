@@ -1,0 +1,100 @@
+//! The far end of the serial port: a file, a socket, nothing.
+
+use crate::vm::Host;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+
+/// Reads lines until one contains `part`.
+fn read_until(reader: &mut BufReader<UnixStream>, part: &str) -> String {
+    let mut said = String::new();
+    loop {
+        let before = said.len();
+        assert!(reader.read_line(&mut said).unwrap() > 0, "the console closed without {part:?}: {said:?}");
+        if said[before..].contains(part) {
+            return said;
+        }
+    }
+}
+
+/// A file keeps what is in it, and each run of the guest is appended.
+pub fn a_file_is_appended() {
+    let host = Host::new();
+    let log = host.path("console.log");
+    fs::write(&log, "kept\n").unwrap();
+    for _ in 0..2 {
+        let (code, said) = host.run("off", &["--serial", &format!("file={log}")]).wait_exit();
+        assert_eq!(code, Some(0), "{said}");
+        assert!(!said.contains("Sterna-guest"), "also on standard output: {said}");
+    }
+    let text = fs::read_to_string(&log).unwrap();
+    let lines: Vec<_> = text.lines().map(|line| line.split(" ram_kib").next().unwrap_or(line)).collect();
+    assert_eq!(lines, ["kept", "Sterna-guest ready", "Sterna-guest ready"]);
+}
+
+/// Who joins late sees what was said before; one at a time; what is typed reaches the guest; the end closes the socket
+/// and removes it.
+pub fn a_socket_has_one_client_at_a_time() {
+    let host = Host::new();
+    let socket = format!("socket={}", host.path("serial"));
+    let vm = host.run("tick=50", &["--serial", &socket]);
+    let mut first = BufReader::new(host.connect("serial"));
+    read_until(&mut first, "tick 2 ");
+    let mut second = BufReader::new(host.connect("serial"));
+    let mut refused = String::new();
+    second.read_to_string(&mut refused).unwrap();
+    assert_eq!(refused, "The console is in use by another client.\r\n");
+    read_until(&mut first, "tick ");
+    drop(first);
+    // The place is free once the VM has seen the first client leave.
+    let mut third = loop {
+        let mut third = BufReader::new(host.connect("serial"));
+        let mut line = String::new();
+        third.read_line(&mut line).unwrap();
+        if !line.contains("in use") {
+            assert!(line.contains("Sterna-guest ready"), "what was said before comes first: {line:?}");
+            break third;
+        }
+    };
+    read_until(&mut third, "tick 1 ");
+    third.get_mut().write_all(b"q").unwrap();
+    let mut rest = String::new();
+    third.read_to_string(&mut rest).unwrap();
+    let (code, said) = vm.wait_exit();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!fs::exists(host.path("serial")).unwrap(), "the socket is still there");
+}
+
+/// `sterna console` joins the socket of a VM by its name, and a reset of the guest does not end the visit.
+pub fn the_console_command_outlives_a_reset() {
+    let host = Host::new();
+    let kernel = sterna_guest::GUEST_ELF;
+    host.ok(&[
+        "run",
+        "--detach",
+        "--name",
+        "far",
+        "--kernel",
+        kernel,
+        "--cmdline",
+        "tick=50",
+        "--memory",
+        "64M",
+        "--cpus",
+        "1",
+    ]);
+    let mut console = crate::vm::Vm::start(host.command(&["console", "far"]), "console");
+    console.wait_for("Sterna-guest ready");
+    console.type_in("r");
+    console.wait_for("Sterna-guest ready");
+    console.wait_for("tick 1 ");
+    console.power_off();
+    assert!(!host.ok(&["list"]).contains("far"));
+}
+
+/// Nobody listens, and the guest runs.
+pub fn null_takes_everything() {
+    let host = Host::new();
+    let (code, said) = host.run("touch=8 off", &["--serial", "null"]).wait_exit();
+    assert_eq!((code, said.as_str()), (Some(0), ""));
+}
