@@ -9,6 +9,7 @@ use super::event_loop::{EventLoop, Subscriber};
 use super::gate::{Gate, Wanted};
 use super::host::Host;
 use super::machine::{Function, Machine};
+use super::memory::Memory;
 use super::vcpu::{Outcome, Shared, VcpuThread};
 use super::wiring::{KvmWiring, LevelPin};
 use crate::config::VmConfig;
@@ -19,7 +20,7 @@ use std::io;
 use std::path::Path;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
-use sterna_arch::{BootSource, layout};
+use sterna_arch::{BootSource, Entry, layout};
 use sterna_devices::legacy::{Power, PvPanic, Rtc};
 use sterna_devices::pci::{BarWindow, ConfigPorts, Ecam, PciSegment};
 use sterna_devices::virtio::VirtioDevice;
@@ -77,13 +78,7 @@ impl NewMachine {
     /// # Errors
     /// What is wrong with kernel, initrd or command line; what KVM refuses.
     pub fn boot(self, config: &VmConfig, host: &Host) -> Result<Booted, Error> {
-        let ram = &**host.memory.ram();
-        let rsdp = sterna_arch::write_acpi_tables(ram, config.cpus).map_err(|source| Error::Acpi { source })?;
-        let mut kernel = open("kernel", &config.kernel)?;
-        let mut initrd = config.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
-        let source = BootSource { kernel: &mut kernel, initrd: initrd.as_mut(), cmdline: &config.cmdline };
-        let entry = sterna_arch::load_kernel(ram, source, rsdp)
-            .map_err(|source| Error::Boot { path: config.kernel.clone(), source })?;
+        let entry = load_kernel(config, &host.memory)?;
         for (index, vcpu) in (0u32..).zip(&self.vcpus) {
             let cpuid = sterna_arch::vcpu_cpuid(&host.cpuid, index, config.cpus);
             sterna_arch::setup_vcpu(vcpu, &cpuid, (index == 0).then_some(&entry))
@@ -92,6 +87,19 @@ impl NewMachine {
         host.memory.prefer_huge_pages().map_err(|source| Error::Memory { bytes: config.memory_bytes, source })?;
         Ok(Booted(self))
     }
+}
+
+/// Loads kernel, initrd, command line and firmware tables into `memory`.
+///
+/// # Errors
+/// What is wrong with the first three.
+pub fn load_kernel(config: &VmConfig, memory: &Memory) -> Result<Entry, Error> {
+    let ram = &**memory.ram();
+    let rsdp = sterna_arch::write_acpi_tables(ram, config.cpus).map_err(|source| Error::Acpi { source })?;
+    let mut kernel = open("kernel", &config.kernel)?;
+    let mut initrd = config.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
+    let source = BootSource { kernel: &mut kernel, initrd: initrd.as_mut(), cmdline: &config.cmdline };
+    sterna_arch::load_kernel(ram, source, rsdp).map_err(|source| Error::Boot { path: config.kernel.clone(), source })
 }
 
 impl Booted {
@@ -157,9 +165,12 @@ fn add_legacy_devices(ports: &mut Bus, vm: &Arc<VmFd>, host: &Host) -> Result<Ar
     Ok(power)
 }
 
-/// Every virtio model with its name, in slot order.
-fn models(config: &VmConfig, host: &Host) -> Result<(Vec<(String, Box<dyn VirtioDevice>)>, BalloonHandle), Error> {
-    let mut models: Vec<(String, Box<dyn VirtioDevice>)> = Vec::new();
+/// Virtio models with their names, in slot order.
+type Models = Vec<(String, Box<dyn VirtioDevice>)>;
+
+/// Every virtio model there is to be.
+fn models(config: &VmConfig, host: &Host) -> Result<(Models, BalloonHandle), Error> {
+    let mut models = Models::new();
     for (disk, image) in config.disks.iter().zip(&host.images) {
         let model = Blk::new(image.clone(), &disk.serial).map_err(|error| Error::device(&disk.id, error))?;
         models.push((disk.id.clone(), Box::new(model)));

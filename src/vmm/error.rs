@@ -87,6 +87,9 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// More than one of the above, all of what a user can mend.
+    #[error("{} things are in the way:{}", .0.len(), list(.0))]
+    Several(Vec<Error>),
     /// The process cannot make a thread, an event or the like.
     #[error("cannot make {what}")]
     Host {
@@ -106,7 +109,11 @@ impl Error {
             Self::Kvm { .. } | Self::Cpuid { .. } | Self::Vcpu { .. } | Self::Host { .. } | Self::Acpi { .. } => {
                 exit::FAILED
             }
-            Self::Memory { .. } | Self::OpenFile { .. } | Self::Boot { .. } | Self::Device { .. } => exit::REFUSED,
+            Self::Memory { .. }
+            | Self::OpenFile { .. }
+            | Self::Boot { .. }
+            | Self::Device { .. }
+            | Self::Several(_) => exit::REFUSED,
         }
     }
 
@@ -114,4 +121,9 @@ impl Error {
     pub(super) fn device(device: &str, error: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Device { device: device.to_owned(), source: Box::new(error) }
     }
+}
+
+/// Each of `errors` with its causes, on a line of its own.
+fn list(errors: &[Error]) -> String {
+    errors.iter().map(|error| format!("\n    - {}", super::chain(error))).collect()
 }

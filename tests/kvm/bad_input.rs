@@ -190,18 +190,24 @@ pub fn everything_wrong_is_said_at_once() {
 /// What only shows when it is opened is said at once as well.
 pub fn everything_that_does_not_open_is_said_at_once() {
     let host = Host::new();
-    let (image, ragged) = (host.disk("image", 1 << 20), host.disk("ragged", 4196));
-    let keys = [format!("path={image}"), format!("path={ragged}")];
-    let mut vm = host.run_named("holder", "tick=50", &["--disk", &keys[0]]);
+    let (image, ragged, text) = (host.disk("image", 1 << 20), host.disk("ragged", 4196), host.path("text"));
+    fs::write(&text, "no kernel\n").unwrap();
+    let disks = [format!("path={image}"), format!("path={ragged}")];
+    let mut vm = host.run_named("holder", "tick=50", &["--disk", &disks[0]]);
     vm.wait_for("tick 1 ");
-    let net = "tap=sterna-none,id=lan";
-    let words = ["run", "--name", "vm", "--kernel", KERNEL, "--disk", &keys[0], "--disk", &keys[1], "--net", net];
-    let said = host.fails(REFUSED, &words);
-    assert_said(&said, "disk0: disk image ");
-    assert_said(&said, "is locked by VM holder (");
-    assert_said(&said, "disk1: disk image ");
-    assert_said(&said, "not a multiple of ");
-    assert_said(&said, "lan: tap interface sterna-none does not exist; to make it: ip tuntap add dev sterna-none");
+    let (net, serial) = ("tap=sterna-none,id=lan", "file=/dev/full/log");
+    let words = ["run", "--name", "vm", "--kernel", &text, "--disk", &disks[0], "--disk", &disks[1], "--net", net];
+    let said = host.fails(REFUSED, &[&words[..], &["--serial", serial]].concat());
+    for part in [
+        "error: the VM 'vm' cannot start\n  cause: 5 things are in the way:\n".to_owned(),
+        format!("\n    - cannot make disk0: disk image {image} is locked by VM holder (sterna, process {})", vm.pid()),
+        format!("\n    - cannot make disk1: disk image {ragged} has 4196 bytes, not a multiple of "),
+        "\n    - cannot make lan: tap interface sterna-none does not exist; to make it: ip tuntap add".to_owned(),
+        "\n    - cannot make serial: cannot open /dev/full/log for the console's output: Not a directory".to_owned(),
+        format!("\n    - cannot boot {text}: the kernel is a text file"),
+    ] {
+        assert_said(&said, &part);
+    }
     vm.power_off();
     assert_eq!(host.left_behind(), [""; 0]);
 }

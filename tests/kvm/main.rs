@@ -30,7 +30,19 @@ fn main() {
     if let Err(error) = &kvm {
         eprintln!("/dev/kvm does not open ({error}): every test below is ignored");
     }
-    let tests = trials![
+    let trial = |(name, test): (&str, fn())| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+        .with_ignored_flag(kvm.is_err())
+    };
+    libtest_mimic::run(&arguments, tests().into_iter().map(trial).collect()).exit();
+}
+
+/// Every test with its name.
+fn tests() -> Vec<(&'static str, fn())> {
+    trials![
         life::{
             power_off_ends_with_success,
             reset_starts_the_guest_again,
@@ -90,13 +102,5 @@ fn main() {
             without_kvm_the_module_to_load_is_named,
             without_the_right_to_kvm_the_group_is_named,
         },
-    ];
-    let trial = |(name, test): (&str, fn())| {
-        Trial::test(name, move || {
-            test();
-            Ok(())
-        })
-        .with_ignored_flag(kvm.is_err())
-    };
-    libtest_mimic::run(&arguments, tests.into_iter().map(trial).collect()).exit();
+    ]
 }
