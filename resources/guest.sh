@@ -9,7 +9,7 @@ root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 stage_busybox "$root"
 stage_modules "$root" "$kernel" virtio_pci virtio_blk virtio_net virtio_balloon virtio-rng vmw_vsock_virtio_transport \
-    button evdev
+    button evdev pvpanic-mmio
 strip -o "$root/bin/guest-tool" "$tool"
 install -m 755 "$here/guest/init" "$root/init"
 install -D -m 755 "$here/guest/power-button" "$root/etc/acpi/PWRF/00000080"

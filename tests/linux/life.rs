@@ -14,12 +14,13 @@ pub fn a_pause_of_ten_seconds_is_no_lockup_and_the_clock_is_right() -> Result {
     let uptime = |text: String| -> Result<f64> { Ok(text.split_whitespace().next().unwrap_or_default().parse()?) };
     let before = uptime(guest.check("cat /proc/uptime", LIMIT)?)?;
     host.check("sterna pause shared")?;
-    let cpu = "awk '{print $14 + $15}' /proc/$(pgrep -f 'sterna run --name shared')/stat";
-    let used_before: u64 = host.check(cpu)?.parse()?;
+    let cpu = format!("awk '{{print $14 + $15}}' /proc/{}/stat", world.shown("/pid")?);
+    let used_before: u64 = host.check(&cpu)?.parse()?;
     std::thread::sleep(PAUSE);
-    let used: u64 = host.check(cpu)?.parse::<u64>()? - used_before;
+    let used = host.check(&cpu)?.parse::<u64>()? - used_before;
     ensure!(used <= 10, "the paused VM used {used} ticks of CPU in 10 s");
     host.check("sterna resume shared")?;
+    let guest = world.shared()?;
     let after = uptime(guest.check("cat /proc/uptime", LIMIT)?)?;
     ensure!(after >= before, "uptime went back from {before} to {after}");
     // Both clocks are read within one round trip of the serial console and of the host's agent.

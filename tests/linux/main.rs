@@ -39,7 +39,7 @@ fn main() {
             tcp_carries_100_mb_each_way,
             vsock_echoes_both_ways,
             entropy_and_clock_chip_answer,
-            the_balloon_gives_memory_to_the_host,
+            the_balloon_moves_memory,
             free_pages_return_to_the_host,
         },
         life::{

@@ -1,7 +1,8 @@
 //! One testbed for all tests of this program, and one well-equipped guest that most of them share.
 
+use serde_json::Value;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use sterna_testbed::{Guest, Host, HostOptions, Node, Options, Running, Testbed};
 
 /// Longest wait for one thing that a guest or host does: the CPUs may be software.
@@ -77,6 +78,31 @@ impl Held {
             world.shared = Some(guest);
         }
         world.shared.as_mut().ok_or_else(|| "the shared guest has ended".into())
+    }
+
+    /// What `sterna show` says of the shared guest's VM.
+    pub fn show(&mut self) -> Result<Value> {
+        self.shared()?;
+        Ok(serde_json::from_str(&self.host(Node::A)?.check("sterna show shared --json")?)?)
+    }
+
+    /// A number of it, by its path.
+    pub fn shown(&mut self, pointer: &str) -> Result<u64> {
+        let shown = self.show()?;
+        shown.pointer(pointer).and_then(Value::as_u64).ok_or_else(|| format!("no {pointer} in {shown}").into())
+    }
+
+    /// Waits until a number of it satisfies `wanted`.
+    pub fn wait_shown(&mut self, pointer: &str, wanted: impl Fn(u64) -> bool) -> Result {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let value = self.shown(pointer)?;
+            if wanted(value) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{pointer} stays at {value}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
     }
 
     /// The shared guest, which its test ends.
