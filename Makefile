@@ -6,12 +6,13 @@ RELEASE := $(TARGET_DIR)/$(TRIPLE)/release
 STERNA := $(RELEASE)/sterna
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench-boot fuzz install clean
+.PHONY: help build demo test check bench-boot install clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 include resources/testbed.mk
+include fuzz/fuzz.mk
 
 build: setup ## the release binary
 	@cargo build --release --package sterna
@@ -23,7 +24,7 @@ demo: build testbed-files ## boot a stock Debian kernel, with disk and network, 
 test: build testbed-files ## every test: unit, on /dev/kvm, and real Linux in the testbed
 	@cargo test --workspace --no-fail-fast
 
-bench-boot: setup ## exec to first instruction and memory, QEMU's microvm beside it (N=blocks)
+bench-boot: build testbed-files ## exec to first instruction and memory, QEMU's microvm beside it (N=blocks)
 	@cargo bench --quiet --package sterna --bench boot -- $(N)
 
 check: ## format, lints, unit tests and house rules: before every commit
