@@ -4,7 +4,7 @@
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?= $(sort $(basename $(notdir $(wildcard fuzz/targets/*.rs))))
 # One input never takes so long, seconds, nor so much memory, MiB.
-FUZZ_OPTIONS ?= -timeout=10 -rss_limit_mb=2048 -max_len=4096 -print_final_stats=1
+FUZZ_OPTIONS ?= -timeout=10 -rss_limit_mb=2048 -max_len=4096 -len_control=20 -print_final_stats=1
 # In the environment, so that they replace those of .cargo/config.toml: libFuzzer is C++ and not linked statically.
 FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \

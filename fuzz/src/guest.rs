@@ -6,6 +6,7 @@
 //! nothing.
 
 use crate::chain::{Chain, Framing, Part};
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 use sterna_devices::virtio::{GuestRam, Interrupts, Io};
@@ -52,6 +53,8 @@ pub struct Guest {
     raised: Raised,
     /// RAM as the driver wrote it and the device left it at the last check.
     shadow: Vec<u8>,
+    /// Room for RAM as it is now.
+    now: Vec<u8>,
     /// What the device may write.
     writable: Vec<Range<u64>>,
     tables: u64,
@@ -85,19 +88,34 @@ impl Interrupts for Raised {
     fn config(&mut self) {}
 }
 
+/// RAM and the two copies of it, which go from run to run: fresh memory would cost more than a run does.
+type Memory = (Arc<GuestRam>, Vec<u8>, Vec<u8>);
+
 thread_local! {
-    /// One mapping for all runs.
-    static RAM: Arc<GuestRam> = {
+    static MEMORY: Cell<Option<Memory>> = const { Cell::new(None) };
+}
+
+fn memory() -> Memory {
+    MEMORY.take().unwrap_or_else(|| {
         let regions = [(GuestAddress(0), REGION_END), (GuestAddress(REGION_END as u64), RAM_BYTES - REGION_END)];
-        Arc::new(GuestRam::from_ranges(&regions).expect("256 KiB of memory"))
-    };
+        let ram = GuestRam::from_ranges(&regions).expect("256 KiB of memory");
+        (Arc::new(ram), vec![0; RAM_BYTES], vec![0; RAM_BYTES])
+    })
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let (shadow, now) = (std::mem::take(&mut self.shadow), std::mem::take(&mut self.now));
+        MEMORY.set(Some((self.ram.clone(), shadow, now)));
+    }
 }
 
 impl Guest {
     /// A driver with enabled queues of these sizes, at most [`MAX_QUEUES`] of at most 256.
     pub fn new(sizes: &[u16]) -> Self {
+        let (ram, shadow, now) = memory();
         let mut guest = Self {
-            ram: RAM.with(Arc::clone),
+            ram,
             features: 0,
             honest: true,
             faulted: false,
@@ -105,7 +123,8 @@ impl Guest {
             doorbells: sizes.iter().map(|_| EventFd::new(EFD_NONBLOCK).expect("a descriptor")).collect(),
             rings: sizes.iter().map(|size| Ring { size: *size, ..Ring::default() }).collect(),
             raised: Raised::default(),
-            shadow: vec![0; RAM_BYTES],
+            shadow,
+            now,
             writable: Vec::new(),
             tables: TABLES.start,
             next_readable: READABLE.start,
@@ -266,24 +285,22 @@ impl Guest {
 
     /// Judges a device at rest.
     pub fn check(&mut self) {
-        let mut now = vec![0; RAM_BYTES];
-        self.ram.read_slice(&mut now, GuestAddress(0)).expect("all of RAM");
-        for (page, (now, before)) in now.chunks(PAGE).zip(self.shadow.chunks(PAGE)).enumerate() {
+        self.ram.read_slice(&mut self.now, GuestAddress(0)).expect("all of RAM");
+        for (page, (now, before)) in self.now.chunks(PAGE).zip(self.shadow.chunks(PAGE)).enumerate() {
             if now != before {
                 self.check_page((page * PAGE) as u64, now, before);
             }
         }
-        self.shadow = now;
+        std::mem::swap(&mut self.shadow, &mut self.now);
         for queue in 0..self.rings.len() {
             self.check_used(queue);
         }
     }
 
     /// Judges a device that may not touch RAM: nothing has changed since the last check.
-    pub fn check_untouched(&self) {
-        let mut now = vec![0; RAM_BYTES];
-        self.ram.read_slice(&mut now, GuestAddress(0)).expect("all of RAM");
-        assert!(now == self.shadow, "RAM has changed after the device was at rest");
+    pub fn check_untouched(&mut self) {
+        self.ram.read_slice(&mut self.now, GuestAddress(0)).expect("all of RAM");
+        assert!(self.now == self.shadow, "RAM has changed after the device was at rest");
     }
 
     fn check_page(&self, page: u64, now: &[u8], before: &[u8]) {
@@ -308,9 +325,11 @@ impl Guest {
         let news = index != ring.used;
         while ring.used != index {
             let entry = used + 4 + 8 * u64::from(ring.used % ring.size);
-            let [head, length]: [u32; 2] = [0, 4].map(|at| self.ram.read_obj(GuestAddress(entry + at)).expect("in RAM"));
+            let [head, length]: [u32; 2] =
+                [0, 4].map(|at| self.ram.read_obj(GuestAddress(entry + at)).expect("in RAM"));
             let position = ring.out.iter().position(|offered| u32::from(offered.head) == head);
-            let position = position.unwrap_or_else(|| panic!("queue {queue}: chain {head} came back, which is not out"));
+            let position =
+                position.unwrap_or_else(|| panic!("queue {queue}: chain {head} came back, which is not out"));
             let offered = ring.out.swap_remove(position);
             assert!(
                 u64::from(length) <= offered.writable_bytes,

@@ -1,11 +1,11 @@
 //! The hypervisor's side of a PCI function: it holds every call against the contract of `Wiring` and `MsiVector`.
 
-use sterna_devices::{MsiMessage, MsiVector, Wiring};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use sterna_devices::{MsiMessage, MsiVector, Wiring};
 use vmm_sys_util::eventfd::EventFd;
 
 /// The checking fake.

@@ -11,14 +11,32 @@ use sterna_fuzz::wire::Wire;
 #[derive(Arbitrary, Debug)]
 enum Request {
     /// A run of page frames, most of them in RAM.
-    Frames { first: u8, count: u8, split: u16, framing: Framing },
+    Frames {
+        first: u8,
+        count: u8,
+        split: u16,
+        framing: Framing,
+    },
     /// Page frames from anywhere.
-    Wild { frames: Vec<u32>, split: u16, framing: Framing },
+    Wild {
+        frames: Vec<u32>,
+        split: u16,
+        framing: Framing,
+    },
     /// More frames than a chain may hold.
-    Many { count: u16 },
-    Statistics { entries: Vec<(u16, u64)>, split: u16, framing: Framing },
+    Many {
+        count: u16,
+    },
+    Statistics {
+        entries: Vec<(u16, u64)>,
+        split: u16,
+        framing: Framing,
+    },
     /// Free pages.
-    Report { lengths: Vec<u16>, framing: Framing },
+    Report {
+        lengths: Vec<u16>,
+        framing: Framing,
+    },
 }
 
 #[derive(Arbitrary, Debug)]
@@ -39,9 +57,7 @@ impl From<Request> for Chain {
             Request::Wild { frames: wild, split, framing } => {
                 Chain::request(frames(&mut wild.into_iter()), split, [], framing)
             }
-            Request::Many { count } => {
-                Chain::request(vec![0x20; 4 * usize::from(count)], 0, [], Framing::Direct)
-            }
+            Request::Many { count } => Chain::request(vec![0x20; 4 * usize::from(count)], 0, [], Framing::Direct),
             Request::Statistics { entries, split, framing } => {
                 let add = |wire: Wire, (tag, value): (u16, u64)| wire.u16(tag % 16).u64(value);
                 Chain::request(entries.into_iter().fold(Wire::default(), add).0, split, [], framing)

@@ -39,8 +39,14 @@ enum Image {
 #[derive(Arbitrary, Debug)]
 enum Patch {
     /// One of the header's fields.
-    Field { field: u8, value: u32 },
-    Byte { at: u16, value: u8 },
+    Field {
+        field: u8,
+        value: u32,
+    },
+    Byte {
+        at: u16,
+        value: u8,
+    },
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -52,18 +58,29 @@ enum Address {
 
 #[derive(Arbitrary, Debug)]
 enum Segment {
-    Load { offset: u16, address: Address, file_bytes: u16, more_bytes: u32 },
+    Load {
+        offset: u16,
+        address: Address,
+        file_bytes: u16,
+        more_bytes: u32,
+    },
     /// A PVH entry point.
     Pvh(u32),
     /// Of the notes at the end of the file.
-    Notes { offset: u16, bytes: u16 },
-    Any { kind: u8, words: [u64; 6] },
+    Notes {
+        offset: u16,
+        bytes: u16,
+    },
+    Any {
+        kind: u8,
+        words: [u64; 6],
+    },
 }
 
 /// Offsets in a bzImage (boot.rst) and in an ELF header.
 const FIELDS: [usize; 22] = [
-    0x1f1, 0x1f4, 0x1fe, 0x200, 0x202, 0x206, 0x211, 0x214, 0x22c, 0x230, 0x234, 0x236, 0x238, 0x258, 0x25c, 0x260, 16, 18,
-    24, 32, 54, 56,
+    0x1f1, 0x1f4, 0x1fe, 0x200, 0x202, 0x206, 0x211, 0x214, 0x22c, 0x230, 0x234, 0x236, 0x238, 0x258, 0x25c, 0x260, 16,
+    18, 24, 32, 54, 56,
 ];
 /// Where an ELF file's own bytes begin after the headers.
 const BODY: usize = 0x1000;

@@ -13,7 +13,11 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 #[derive(Arbitrary, Debug)]
 enum Step {
-    Access { device: Device, offset: Offset, data: Data },
+    Access {
+        device: Device,
+        offset: Offset,
+        data: Data,
+    },
     /// Input for the serial port.
     Input(Vec<u8>),
     /// Its output is taken, refused, or taken by half.

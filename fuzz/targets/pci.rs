@@ -33,21 +33,64 @@ const MAX_ROUNDS: usize = 32;
 
 #[derive(Arbitrary, Debug)]
 enum Step {
-    Ecam { slot: u8, offset: u16, access: Access },
+    Ecam {
+        slot: u8,
+        offset: u16,
+        access: Access,
+    },
     /// The address register is set to a register of a slot.
-    Address { slot: u8, register: u8 },
-    Ports { port: u8, access: Access },
-    Bar { slot: u8, register: Register, access: Access },
-    Window { offset: u32, access: Access },
+    Address {
+        slot: u8,
+        register: u8,
+    },
+    Ports {
+        port: u8,
+        access: Access,
+    },
+    Bar {
+        slot: u8,
+        register: Register,
+        access: Access,
+    },
+    Window {
+        offset: u32,
+        access: Access,
+    },
     /// A driver's whole initialisation.
-    Start { slot: u8, features: u64, interrupts: bool },
-    Status { slot: u8, status: u8 },
-    Offer { queue: u8, chain: Chain },
-    Available { queue: u8, index: u16 },
-    Poke { at: u32, bytes: Vec<u8> },
-    Notify { slot: u8, queue: u8 },
-    MoveBar { slot: u8, place: u8 },
-    Mask { slot: u8, vector: u8, masked: bool },
+    Start {
+        slot: u8,
+        features: u64,
+        interrupts: bool,
+    },
+    Status {
+        slot: u8,
+        status: u8,
+    },
+    Offer {
+        queue: u8,
+        chain: Chain,
+    },
+    Available {
+        queue: u8,
+        index: u16,
+    },
+    Poke {
+        at: u32,
+        bytes: Vec<u8>,
+    },
+    Notify {
+        slot: u8,
+        queue: u8,
+    },
+    MoveBar {
+        slot: u8,
+        place: u8,
+    },
+    Mask {
+        slot: u8,
+        vector: u8,
+        masked: bool,
+    },
     Pause(u8),
     Resume(u8),
     Reset,

@@ -26,7 +26,11 @@ enum Step {
     Available(u16),
     Poke(u16, Vec<u8>),
     /// Takes a chain, copies through it, and does with it as said.
-    Pop { offset: u32, bytes: Vec<u8>, then: Then },
+    Pop {
+        offset: u32,
+        bytes: Vec<u8>,
+        then: Then,
+    },
     Signal,
 }
 

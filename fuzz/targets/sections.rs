@@ -9,7 +9,12 @@ use sterna_migration::{Section, Sections};
 enum Input {
     Bytes(Vec<u8>),
     /// A list that is right but for some bytes.
-    Spoiled { sections: Vec<(Name, u16, Vec<u8>)>, patches: Vec<(u16, u8)>, cut: Option<u16>, more: Vec<u8> },
+    Spoiled {
+        sections: Vec<(Name, u16, Vec<u8>)>,
+        patches: Vec<(u16, u8)>,
+        cut: Option<u16>,
+        more: Vec<u8>,
+    },
 }
 
 #[derive(Arbitrary, Debug)]

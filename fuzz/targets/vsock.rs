@@ -27,7 +27,10 @@ const MAX_STREAMS: usize = 32;
 enum Request {
     Packet(Packet),
     /// So many receive buffers, one a chain.
-    Buffer { lengths: Vec<u16>, framing: Framing },
+    Buffer {
+        lengths: Vec<u16>,
+        framing: Framing,
+    },
 }
 
 #[derive(Arbitrary, Debug)]
@@ -63,15 +66,30 @@ enum Credit {
 #[derive(Arbitrary, Debug)]
 enum Host {
     /// A client asks for a port of the guest.
-    Dial { port: u8, more: Vec<u8> },
+    Dial {
+        port: u8,
+        more: Vec<u8>,
+    },
     /// A client says anything.
     Say(Vec<u8>),
     /// The service takes the connections that wait.
     Accept,
-    Write { stream: u8, bytes: Vec<u8>, more: u16 },
-    Read { stream: u8, most: u16 },
-    Shutdown { stream: u8, how: u8 },
-    Close { stream: u8 },
+    Write {
+        stream: u8,
+        bytes: Vec<u8>,
+        more: u16,
+    },
+    Read {
+        stream: u8,
+        most: u16,
+    },
+    Shutdown {
+        stream: u8,
+        how: u8,
+    },
+    Close {
+        stream: u8,
+    },
 }
 
 impl From<Packet> for Chain {
