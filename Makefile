@@ -22,7 +22,7 @@ demo: build testbed-files ## boot a stock Debian kernel, with disk and network, 
 	@cargo run --release --quiet --package sterna-testbed --bin testbed -- demo
 
 test: build testbed-files ## every test: unit, on /dev/kvm, and real Linux in the testbed
-	@cargo test --workspace --no-fail-fast
+	@STERNA_UNDER_TEST=$(STERNA) cargo test --workspace --no-fail-fast
 
 bench-boot: build testbed-files ## exec to first instruction and memory, QEMU's microvm beside it (N=blocks)
 	@cargo bench --quiet --package sterna --bench boot -- $(N)

@@ -1,6 +1,6 @@
 //! What a user may get wrong: the sentence, the exit code, and nothing left behind.
 
-use crate::vm::{Host, STERNA};
+use crate::vm::{Host, sterna};
 use std::fs;
 use std::os::unix::fs::chown;
 
@@ -244,7 +244,7 @@ pub fn without_the_right_to_kvm_the_group_is_named() {
     let host = host_with_dev(&format!("mknod -m 600 /dev/kvm c 10 232 && exec {user}"));
     // Where this user can read both, whoever owns the build directory.
     let (program, kernel) = (host.path("sterna"), host.path("guest.elf"));
-    fs::copy(STERNA, &program).unwrap();
+    fs::copy(sterna(), &program).unwrap();
     fs::copy(KERNEL, &kernel).unwrap();
     chown(host.path("."), Some(NOBODY), Some(NOBODY)).unwrap();
     let words = ["run", "--name", "vm", "--kernel", &kernel];

@@ -11,8 +11,18 @@ use tempfile::TempDir;
 /// Longest wait for anything that a guest or command of a test does.
 pub const LONG: Duration = Duration::from_secs(60);
 
+/// Names the binary that is shipped, which `make test` has built; without it these tests run what cargo built for them.
+const SHIPPED: &str = "STERNA_UNDER_TEST";
+
 /// The program under test.
-pub const STERNA: &str = env!("CARGO_BIN_EXE_sterna");
+pub fn sterna() -> String {
+    std::env::var(SHIPPED).unwrap_or_else(|_| env!("CARGO_BIN_EXE_sterna").to_owned())
+}
+
+/// Whether the program under test is built as it is shipped.
+pub fn is_shipped() -> bool {
+    !cfg!(debug_assertions) || std::env::var_os(SHIPPED).is_some()
+}
 
 /// A directory of control sockets, on which commands work; removed at the end.
 pub struct Host {
@@ -47,7 +57,7 @@ impl Host {
 
     /// The command line tool with `arguments`, not started yet.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        self.program(STERNA, arguments)
+        self.program(&sterna(), arguments)
     }
 
     /// Any program with `arguments` in this host's world, not started yet.

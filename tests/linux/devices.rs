@@ -147,6 +147,19 @@ pub fn the_balloon_moves_memory() -> Result {
     Ok(())
 }
 
+/// A guest that runs out of memory takes it back from the balloon instead of killing its programs.
+pub fn the_balloon_yields_when_memory_runs_out() -> Result {
+    let mut world = world()?;
+    let host = world.host(Node::A)?;
+    world.shared()?;
+    host.check("sterna balloon shared 140M")?;
+    world.wait_shown("/status/balloon/actual_bytes", |actual| actual == 140 << 20)?;
+    let filled = world.shared()?.run("guest-tool memory 130 1", LIMIT)?;
+    ensure!(filled.status == 0, "a program that needs the balloon's memory: {}", filled.stdout);
+    host.check("sterna balloon shared 0")?;
+    world.wait_shown("/status/balloon/actual_bytes", |actual| actual == 0)
+}
+
 /// Free pages that the guest reports leave the host's memory. Linux reports two seconds after they were freed, a few at a time.
 pub fn free_pages_return_to_the_host() -> Result {
     let mut world = world()?;

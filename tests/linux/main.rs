@@ -40,6 +40,7 @@ fn main() {
             vsock_echoes_both_ways,
             entropy_and_clock_chip_answer,
             the_balloon_moves_memory,
+            the_balloon_yields_when_memory_runs_out,
             free_pages_return_to_the_host,
         },
         life::{
