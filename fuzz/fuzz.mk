@@ -24,7 +24,7 @@ fuzz: fuzz-build ## bad input to devices, PCI, kernels, control: a minute each (
 		log=artifacts/$$target/log; printf '%-10s' $$target; \
 		if $(FUZZ_BIN)/$$target corpus/$$target $$(find seeds/$$target -maxdepth 0 2>/dev/null) \
 			-artifact_prefix=artifacts/$$target/ -max_total_time=$(FUZZ_SECONDS) $(FUZZ_OPTIONS) >$$log 2>&1; then \
-			awk '/DONE/ { cov = $$4 " of edges, " $$6 " features" } /average_exec_per_sec/ { rate = $$2 } \
+			awk '/DONE/ { cov = $$4 " edges, " $$6 " features" } /average_exec_per_sec/ { rate = $$2 } \
 				END { print "ok: " cov ", " rate " inputs/s" }' $$log; \
 		else \
 			echo "FAILED"; tail -n 25 $$log; failed="$$failed $$target"; \

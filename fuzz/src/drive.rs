@@ -66,6 +66,7 @@ pub fn drive<D: VirtioDevice, R: Into<Chain>, H>(
     for step in steps.into_iter().take(MAX_STEPS) {
         match step {
             Step::Request(number, request) => {
+                life.recover();
                 life.offer(queue(number), &request.into());
                 life.notify(queue(number));
             }
@@ -102,6 +103,15 @@ impl<D: VirtioDevice> Life<'_, D> {
         self.guest.restart(features & (self.device.features() | TRANSPORT));
         self.guest.honest = self.oracle == Oracle::Whole;
         self.react(|device, io| device.activate(io));
+    }
+
+    /// What a driver does when the device needs a reset.
+    fn recover(&mut self) {
+        if self.guest.faulted {
+            let features = self.guest.features;
+            self.end();
+            self.start(features);
+        }
     }
 
     fn offer(&mut self, queue: usize, chain: &Chain) {

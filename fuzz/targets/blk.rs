@@ -3,15 +3,15 @@
 //! The image keeps its size, and one that is read-only its contents.
 #![no_main]
 
-use arbitrary::Arbitrary;
+use arbitrary::{Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use std::path::PathBuf;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 use sterna_devices::virtio::blk::{Blk, Image};
 use sterna_fuzz::chain::{Chain, Framing, Part};
 use sterna_fuzz::drive::{Oracle, Step, drive};
 use sterna_fuzz::wire::Wire;
-use tempfile::TempDir;
 
 /// Size of each image.
 const IMAGE_BYTES: usize = 64 << 10;
@@ -54,11 +54,18 @@ enum Kind {
     Other(u32),
 }
 
-#[derive(Arbitrary, Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Sector {
     /// On the image or a little past its end.
     Near(u8),
     Any(u64),
+}
+
+impl<'a> Arbitrary<'a> for Sector {
+    fn arbitrary(u: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        let near = u8::arbitrary(u)?;
+        Ok(if near < 240 { Sector::Near(near) } else { Sector::Any(u.arbitrary()?) })
+    }
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -114,34 +121,31 @@ impl From<Request> for Chain {
     }
 }
 
-struct Disks {
-    images: [(PathBuf, Image); 3],
-    /// Deletes the files. Beside the sources, where O_DIRECT is more likely than in a temporary directory.
-    _directory: TempDir,
-}
-
-fn disks() -> &'static Disks {
-    static DISKS: OnceLock<Disks> = OnceLock::new();
+/// The images and the same files to look at, for all runs. Beside the sources, where O_DIRECT is more likely than in a
+/// temporary directory; their names are gone at once, so that nothing stays behind.
+fn disks() -> &'static [(File, Image); 3] {
+    static DISKS: OnceLock<[(File, Image); 3]> = OnceLock::new();
     DISKS.get_or_init(|| {
         let directory = tempfile::tempdir_in(std::env::current_dir().expect("a directory")).expect("a directory");
         let image = |name: &str, readonly, direct| {
             let path = directory.path().join(name);
             std::fs::write(&path, [PATTERN; IMAGE_BYTES]).expect("an image");
             let image = Image::open(&path, readonly, direct).expect("an image on a filesystem with O_DIRECT");
-            (path, image)
+            (File::open(path).expect("an image"), image)
         };
-        let images = [image("direct", false, true), image("cached", false, false), image("readonly", true, false)];
-        Disks { images, _directory: directory }
+        [image("direct", false, true), image("cached", false, false), image("readonly", true, false)]
     })
 }
 
 fuzz_target!(|run: Run| {
-    let (path, image) = &disks().images[run.disk as usize];
+    let (file, image) = &disks()[run.disk as usize];
     let mut blk = Blk::new(image.clone(), "tern-1").expect("a good serial number");
     drive(&mut blk, Oracle::Whole, run.steps, |_, ()| {});
-    let size = std::fs::metadata(path).expect("the image").len();
+    let size = file.metadata().expect("the image").len();
     assert_eq!(size, IMAGE_BYTES as u64, "the image has another size");
     if let Disk::ReadOnly = run.disk {
-        assert!(std::fs::read(path).expect("the image").iter().all(|byte| *byte == PATTERN), "the image was changed");
+        let mut bytes = [0; IMAGE_BYTES];
+        file.read_exact_at(&mut bytes, 0).expect("the image");
+        assert!(bytes.iter().all(|byte| *byte == PATTERN), "the image was changed");
     }
 });

@@ -137,15 +137,14 @@ impl Port for Socket {
     }
 }
 
-/// A directory with a disk image, for all runs.
-fn place() -> &'static (TempDir, Image) {
-    static PLACE: OnceLock<(TempDir, Image)> = OnceLock::new();
-    PLACE.get_or_init(|| {
+/// A disk image for all runs, whose name is gone at once.
+fn image() -> &'static Image {
+    static IMAGE: OnceLock<Image> = OnceLock::new();
+    IMAGE.get_or_init(|| {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("disk");
         std::fs::write(&path, [0; 64 << 10]).expect("an image");
-        let image = Image::open(&path, false, false).expect("an image");
-        (directory, image)
+        Image::open(&path, false, false).expect("an image")
     })
 }
 
@@ -156,17 +155,20 @@ struct Board {
     events: EventManager<Arc<Mutex<VirtioPci>>>,
     wiring: Arc<Checker>,
     network: UnixDatagram,
+    /// Of the socket device.
+    _directory: TempDir,
 }
 
 impl Board {
     fn new() -> Self {
-        let (directory, image) = place();
+        // In memory, and of this run only: nothing stays behind.
+        let directory = tempfile::tempdir_in("/dev/shm").expect("a directory");
         let (ours, network) = UnixDatagram::pair().expect("sockets");
         ours.set_nonblocking(true).and(network.set_nonblocking(true)).expect("sockets");
         let devices: [Box<dyn VirtioDevice>; 5] = [
             Box::new(Rng),
             Box::new(Balloon::new().expect("a descriptor").0),
-            Box::new(Blk::new(image.clone(), "disk0").expect("a good serial number")),
+            Box::new(Blk::new(image().clone(), "disk0").expect("a good serial number")),
             Box::new(Net::new(Socket(ours), [2, 0, 0, 0, 0, 1])),
             Box::new(Vsock::new(3, &directory.path().join("v")).expect("nobody else listens there")),
         ];
@@ -182,7 +184,15 @@ impl Board {
             events.add_subscriber(function.clone());
             function
         });
-        Self { guest, segment: Arc::new(segment), functions: functions.into(), events, wiring, network }
+        Self {
+            guest,
+            segment: Arc::new(segment),
+            functions: functions.into(),
+            events,
+            wiring,
+            network,
+            _directory: directory,
+        }
     }
 
     fn function(&self, slot: u8) -> &Mutex<VirtioPci> {

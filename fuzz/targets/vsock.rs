@@ -7,12 +7,10 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::OnceLock;
 use sterna_devices::virtio::vsock::Vsock;
 use sterna_fuzz::chain::{Chain, Framing};
 use sterna_fuzz::drive::{Oracle, Step, drive};
 use sterna_fuzz::wire::Wire;
-use tempfile::TempDir;
 
 const CID: u32 = 3;
 const HOST_CID: u64 = 2;
@@ -130,7 +128,7 @@ impl From<Request> for Chain {
 /// The host's side: a service and the far ends of sockets.
 struct Far {
     socket: PathBuf,
-    service: &'static UnixListener,
+    service: UnixListener,
     streams: Vec<UnixStream>,
 }
 
@@ -189,23 +187,13 @@ impl Far {
     }
 }
 
-/// A directory, with the service's socket in it, for all runs.
-fn place() -> &'static (TempDir, UnixListener) {
-    static PLACE: OnceLock<(TempDir, UnixListener)> = OnceLock::new();
-    PLACE.get_or_init(|| {
-        let directory = tempfile::tempdir().expect("a directory");
-        let listener = UnixListener::bind(directory.path().join(format!("v_{SERVICE}"))).expect("a socket");
-        listener.set_nonblocking(true).expect("a socket");
-        (directory, listener)
-    })
-}
-
 fuzz_target!(|steps: Vec<Step<Request, Host>>| {
-    let (directory, service) = place();
+    // In memory, and of this run only: nothing stays behind.
+    let directory = tempfile::tempdir_in("/dev/shm").expect("a directory");
+    let service = UnixListener::bind(directory.path().join(format!("v_{SERVICE}"))).expect("a socket");
+    service.set_nonblocking(true).expect("a socket");
     let socket = directory.path().join("v");
     let mut device = Vsock::new(CID, &socket).expect("nobody else listens there");
     let mut far = Far { socket, service, streams: Vec::new() };
     drive(&mut device, Oracle::Whole, steps, |_, doing| far.act(doing));
-    // What waits is of this run; the next begins with nothing.
-    far.accept();
 });
