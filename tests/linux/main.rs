@@ -49,12 +49,24 @@ fn main() {
             stop_powers_the_guest_off,
         },
     ];
-    let trial = |(name, test): (&str, fn() -> world::Result)| {
-        Trial::test(name, move || test().map_err(|error| chain(&*error).into()))
+    let trial = |(name, test): (&'static str, fn() -> world::Result)| {
+        Trial::test(name, move || attempt(name, test).map_err(|error| chain(&*error).into()))
     };
     let conclusion = libtest_mimic::run(&arguments, tests.into_iter().map(trial).collect());
     world::end();
     conclusion.exit();
+}
+
+/// Runs a test; once more, on fresh hosts and said aloud, if the software CPU has killed the kernel of a host.
+fn attempt(name: &str, test: fn() -> world::Result) -> world::Result {
+    let Err(error) = test() else { return Ok(()) };
+    let Some(dead) = world::dead_host() else { return Err(error) };
+    eprintln!(
+        "\n{name} failed ({}) because the kernel of a host died on QEMU's software CPU: {dead}. Once more.",
+        chain(&*error)
+    );
+    world::end();
+    test()
 }
 
 /// An error and its causes in one line.

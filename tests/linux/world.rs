@@ -3,6 +3,7 @@
 use serde_json::Value;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use sterna_testbed::accel::Accel;
 use sterna_testbed::{Guest, Host, HostOptions, Node, Options, Running, Testbed};
 
 /// Longest wait for one thing that a guest or host does: the CPUs may be software.
@@ -41,6 +42,21 @@ pub fn world() -> Result<Held> {
         *held = Some(World { testbed, shared: None });
     }
     Ok(Held(held))
+}
+
+/// Why a failure may not be ours: on QEMU's software CPU the kernel of a host itself died. Seen with QEMU 7.2, once in some
+/// ten runs: a host's kernel runs on with its guest's GS base after a nested exit ("stack guard page was hit" in
+/// `exc_page_fault`). Nothing that a monitor does can cause it; on KVM it is a failure like any other.
+pub fn dead_host() -> Option<String> {
+    let held = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
+    let testbed = &held.as_ref().filter(|world| world.testbed.accel() == Accel::Tcg)?.testbed;
+    let signs = ["BUG:", "Oops", "Kernel panic"];
+    let died = |line: &&str| signs.iter().any(|sign| line.contains(sign));
+    testbed.nodes().into_iter().find_map(|node| {
+        let log = testbed.log(node);
+        let line = log.lines().find(died)?;
+        Some(format!("host {}: {} ({})", node.name(), line.trim(), testbed.dir().display()))
+    })
 }
 
 /// Ends hosts and guests.
