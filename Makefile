@@ -5,6 +5,7 @@ TRIPLE := x86_64-unknown-linux-gnu
 RELEASE := $(TARGET_DIR)/$(TRIPLE)/release
 STERNA := $(RELEASE)/sterna
 
+SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := help
 .PHONY: help build demo test check bench-boot install clean
 
@@ -22,7 +23,8 @@ demo: build testbed-files ## boot a stock Debian kernel, with disk and network, 
 	@cargo run --release --quiet --package sterna-testbed --bin testbed -- demo
 
 test: build testbed-files ## every test: unit, on /dev/kvm, and real Linux in the testbed
-	@STERNA_UNDER_TEST=$(STERNA) cargo test --workspace --no-fail-fast
+	@STERNA_UNDER_TEST=$(STERNA) cargo test --workspace --no-fail-fast --lib --bins --tests 2>&1 | tee build/test.log; \
+	status=$$?; awk -f resources/count-tests.awk build/test.log; exit $$status
 
 bench-boot: build testbed-files ## exec to first instruction and memory, QEMU's microvm beside it (N=blocks)
 	@cargo bench --quiet --package sterna --bench boot -- $(N)
