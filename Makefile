@@ -5,7 +5,8 @@ TRIPLE := x86_64-unknown-linux-gnu
 RELEASE := $(TARGET_DIR)/$(TRIPLE)/release
 STERNA := $(RELEASE)/sterna
 
-SHELL := /bin/bash -o pipefail
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help build demo test check bench-boot install clean
 

@@ -26,7 +26,8 @@ const ROWS: &[Row] = &[
     ("KVM_CAP_VCPU_EVENTS", KVM_CAP_VCPU_EVENTS, Need::Required, "saved vCPU state"),
     ("KVM_CAP_DEBUGREGS", KVM_CAP_DEBUGREGS, Need::Required, "saved vCPU state"),
     ("KVM_CAP_XSAVE", KVM_CAP_XSAVE, Need::Required, "saved vCPU state"),
-    ("KVM_CAP_XCRS", KVM_CAP_XCRS, Need::Required, "saved vCPU state"),
+    // Not there on a host without XSAVE, which has none of these registers either.
+    ("KVM_CAP_XCRS", KVM_CAP_XCRS, Need::Optional, "saved vCPU state of a processor with XSAVE"),
     ("KVM_CAP_ADJUST_CLOCK", KVM_CAP_ADJUST_CLOCK, Need::Required, "the guest's clock across a move"),
     ("KVM_CAP_KVMCLOCK_CTRL", KVM_CAP_KVMCLOCK_CTRL, Need::Optional, "a pause is no soft lock-up"),
     ("KVM_CAP_TSC_DEADLINE_TIMER", KVM_CAP_TSC_DEADLINE_TIMER, Need::Optional, "cheaper guest timers"),

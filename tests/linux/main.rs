@@ -22,6 +22,7 @@ fn main() {
     arguments.test_threads = Some(1);
     let tests = trials![
         shapes::{
+            the_host_image_passes_its_own_check,
             vmlinux_boots_with_one_vcpu,
             four_vcpus_come_up,
             five_gib_reach_above_the_hole,

@@ -3,6 +3,15 @@
 use crate::world::{LIMIT, Result, boot, ensure, power_off, start, world};
 use sterna_testbed::{Control, Files, Node};
 
+/// The host image has all that a Sterna host needs, by its own check, and stock kernels are proven to run on it.
+pub fn the_host_image_passes_its_own_check() -> Result {
+    let mut world = world()?;
+    let checked = world.host(Node::A)?.run("sterna host check")?;
+    ensure!(checked.status == 0, "host check: {}", checked.stdout);
+    ensure!(checked.stdout.contains("Stock kernels run here."), "host check: {}", checked.stdout);
+    Ok(())
+}
+
 /// ELF vmlinux by PVH, one vCPU, and the guest's own power-off.
 pub fn vmlinux_boots_with_one_vcpu() -> Result {
     let mut world = world()?;
