@@ -58,14 +58,11 @@ fn main() {
     conclusion.exit();
 }
 
-/// Runs a test; once more, on fresh hosts and said aloud, if the software CPU has killed the kernel of a host.
+/// Runs a test; once more, on fresh hosts and said aloud, if the software CPU has lost a host.
 fn attempt(name: &str, test: fn() -> world::Result) -> world::Result {
     let Err(error) = test() else { return Ok(()) };
     let Some(dead) = world::dead_host() else { return Err(error) };
-    eprintln!(
-        "\n{name} failed ({}) because the kernel of a host died on QEMU's software CPU: {dead}. Once more.",
-        chain(&*error)
-    );
+    eprintln!("\n{name} failed ({}) because a host died on QEMU's software CPU: {dead}. Once more.", chain(&*error));
     world::end();
     test()
 }

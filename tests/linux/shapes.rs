@@ -1,12 +1,13 @@
 //! Machines of every shape boot the stock kernel.
 
 use crate::world::{LIMIT, Result, boot, ensure, power_off, start, world};
+use std::time::Duration;
 use sterna_testbed::{Control, Files, Node};
 
 /// The host image has all that a Sterna host needs, by its own check, and stock kernels are proven to run on it.
 pub fn the_host_image_passes_its_own_check() -> Result {
     let mut world = world()?;
-    let checked = world.host(Node::A)?.run("sterna host check")?;
+    let checked = world.host(Node::A)?.run_for("sterna host check", Duration::from_secs(60))?;
     ensure!(checked.status == 0, "host check: {}", checked.stdout);
     ensure!(checked.stdout.contains("Stock kernels run here."), "host check: {}", checked.stdout);
     Ok(())

@@ -44,18 +44,18 @@ pub fn world() -> Result<Held> {
     Ok(Held(held))
 }
 
-/// Why a failure may not be ours: on QEMU's software CPU the kernel of a host itself died. Seen with QEMU 7.2, once in some
-/// ten runs: a host's kernel runs on with its guest's GS base after a nested exit ("stack guard page was hit" in
-/// `exc_page_fault`). Nothing that a monitor does can cause it; on KVM it is a failure like any other.
+/// Why a failure may not be ours: on QEMU's software CPU a host itself died or froze. Seen with QEMU 7.2, once each in some
+/// twenty runs: a host's kernel runs on with its guest's GS base after a nested exit ("stack guard page was hit" in
+/// `exc_page_fault`), or stops answering at all. Nothing that a monitor does can cause it; on KVM it is a failure like any other.
 pub fn dead_host() -> Option<String> {
     let held = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
     let testbed = &held.as_ref().filter(|world| world.testbed.accel() == Accel::Tcg)?.testbed;
-    let signs = ["BUG:", "Oops", "Kernel panic"];
-    let died = |line: &&str| signs.iter().any(|sign| line.contains(sign));
     testbed.nodes().into_iter().find_map(|node| {
         let log = testbed.log(node);
-        let line = log.lines().find(died)?;
-        Some(format!("host {}: {} ({})", node.name(), line.trim(), testbed.dir().display()))
+        let line = log.lines().find(|line| ["BUG:", "Oops", "Kernel panic"].iter().any(|sign| line.contains(sign)));
+        let answer = || testbed.host(node).and_then(|host| host.run_for("true", Duration::from_secs(30))).err();
+        let why = line.map(|line| line.trim().to_owned()).or_else(|| Some(format!("no answer: {}", answer()?)))?;
+        Some(format!("host {}: {why} ({})", node.name(), testbed.dir().display()))
     })
 }
 
