@@ -58,16 +58,21 @@ fn main() {
     conclusion.exit();
 }
 
-/// Runs a test; on QEMU's software CPU, which now and then loses a host or a guest, once more on fresh hosts and said aloud. What
-/// fails twice has failed.
+/// How often a test may start on QEMU's software CPU.
+const ATTEMPTS: u32 = 3;
+
+/// Runs a test; on QEMU's software CPU, which now and then loses a host or a guest, again on fresh hosts and said aloud. What fails
+/// each time has failed.
 fn attempt(name: &str, test: fn() -> world::Result) -> world::Result {
-    let Err(error) = test() else { return Ok(()) };
-    let Some(hosts) = world::software_cpu() else { return Err(error) };
-    eprintln!(
-        "\nFAILED ONCE on QEMU's software CPU, and starts again on fresh hosts: {name}\n{}\n{hosts}",
-        chain(&*error)
-    );
-    world::end();
+    for attempt in 1..ATTEMPTS {
+        let Err(error) = test() else { return Ok(()) };
+        let Some(hosts) = world::software_cpu() else { return Err(error) };
+        let why = chain(&*error);
+        eprintln!(
+            "\nFAILED ({attempt} of {ATTEMPTS}) on QEMU's software CPU, starts again on fresh hosts: {name}\n{why}\n{hosts}"
+        );
+        world::end();
+    }
     test()
 }
 

@@ -46,7 +46,7 @@ pub fn world() -> Result<Held> {
 
 /// What the hosts show when a test has failed on QEMU's software CPU; `None` on KVM, where a failure is a failure.
 ///
-/// Seen with QEMU 7.2 and nested SVM, each once in some twenty runs: a host's kernel runs on with its guest's GS base after a nested
+/// Seen with QEMU 7.2 and nested SVM, up to twice in a run: a host's kernel runs on with its guest's GS base after a nested
 /// exit ("stack guard page was hit" in `exc_page_fault`), a host stops answering, a guest's kernel dies in the middle of fio.
 pub fn software_cpu() -> Option<String> {
     let held = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
