@@ -4,6 +4,7 @@
 //! as KVM offers them.
 
 use super::layout::MAX_CPUS;
+use super::model::{CpuModel, hide_immovable};
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
@@ -29,9 +30,17 @@ pub enum CpuidError {
     /// More leaves than KVM takes.
     #[error("this host has more CPUID leaves than KVM takes")]
     TooManyLeaves,
+    /// A CPU model needs more than the host has.
+    #[error("this host cannot be {model}: it lacks {missing}")]
+    Level {
+        /// The model.
+        model: CpuModel,
+        /// The features, by name and place.
+        missing: String,
+    },
 }
 
-/// What KVM supports on this host, with the leaves in place that [`vcpu_cpuid`] fills in.
+/// What KVM supports on this host and can move to another, with the leaves in place that [`vcpu_cpuid`] fills in.
 pub fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, CpuidError> {
     let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(CpuidError::Supported)?;
     // KVM_GET_SUPPORTED_CPUID does not tell; a capability does (KVM api.rst, 4.46).
@@ -41,6 +50,7 @@ pub fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, CpuidError> {
 fn machine_cpuid(supported: &[kvm_cpuid_entry2], tsc_deadline: bool) -> Result<CpuId, CpuidError> {
     let topology_leaf = |function| matches!(function, TOPOLOGY_LEAF | TOPOLOGY_V2_LEAF);
     let mut entries: Vec<_> = supported.iter().copied().filter(|entry| !topology_leaf(entry.function)).collect();
+    hide_immovable(&mut entries);
     let mut max_leaf = TOPOLOGY_LEAF;
     for entry in &mut entries {
         match entry.function {
@@ -84,11 +94,16 @@ pub fn vcpu_cpuid(machine: &CpuId, index: u32, cpus: u32) -> CpuId {
 }
 
 fn is_amd(leaf0: &kvm_cpuid_entry2) -> bool {
+    matches!(&vendor(leaf0.ebx, leaf0.ecx, leaf0.edx), b"AuthenticAMD" | b"HygonGenuine")
+}
+
+/// The maker's name, as leaf 0 spells it.
+pub(super) fn vendor(ebx: u32, ecx: u32, edx: u32) -> [u8; 12] {
     let mut vendor = [0; 12];
-    for (chunk, register) in vendor.chunks_exact_mut(4).zip([leaf0.ebx, leaf0.edx, leaf0.ecx]) {
+    for (chunk, register) in vendor.chunks_exact_mut(4).zip([ebx, edx, ecx]) {
         chunk.copy_from_slice(&register.to_le_bytes());
     }
-    matches!(&vendor, b"AuthenticAMD" | b"HygonGenuine")
+    vendor
 }
 
 /// Bits of an APIC id that number the cores.

@@ -31,6 +31,8 @@ pub const CMDLINE_SIZE: usize = 4096;
 pub const LOW_RAM_END: u64 = 0xA_0000;
 /// ACPI tables, RSDP first: inside the BIOS area, where a kernel that is not told looks for it (ACPI 6.5, 5.2.5.1).
 pub const ACPI_TABLES: u64 = 0xE_0000;
+/// Generation id of the machine: 16 bytes in a page of their own, reserved like the tables.
+pub const GENERATION_ID: u64 = 0xF_0000;
 /// FFFF:0000, where real-mode code restarts a PC.
 pub const BIOS_ENTRY: u64 = 0xF_FFF0;
 /// Where kernels are loaded, and usable RAM goes on.
@@ -99,6 +101,8 @@ pub const POWER_S5_TYPE: u8 = 5;
 pub const POWER_EVENT_PORT: u16 = POWER_PORT + 8;
 /// Event bit: the power button was pressed.
 pub const POWER_EVENT_BUTTON: u8 = 1;
+/// Event bit: the generation id has changed.
+pub const POWER_EVENT_GENERATION: u8 = 2;
 /// Interrupt of the generic event device.
 pub const GED_GSI: u32 = 9;
 
@@ -110,7 +114,8 @@ const _: () = {
     assert!(ZERO_PAGE + PAGE_SIZE <= BOOT_STACK_TOP && BOOT_STACK_TOP < BOOT_PAGE_TABLES);
     assert!(BOOT_PAGE_TABLES_END <= CMDLINE && CMDLINE + CMDLINE_SIZE as u64 <= LOW_RAM_END);
     assert!(LOW_RAM_END <= ACPI_TABLES && ACPI_TABLES < BIOS_ENTRY && ACPI_TABLES.is_multiple_of(16));
-    assert!(BIOS_ENTRY + 16 == KERNEL_START);
+    assert!(ACPI_TABLES < GENERATION_ID && GENERATION_ID.is_multiple_of(PAGE_SIZE));
+    assert!(GENERATION_ID + PAGE_SIZE <= BIOS_ENTRY && BIOS_ENTRY + 16 == KERNEL_START);
     assert!(KERNEL_START < MMIO_GAP_START && MMIO_GAP_START.is_multiple_of(1 << 30));
     assert!(PCI_MMIO_START + PCI_MMIO_SIZE <= ECAM_START && ECAM_START + ECAM_SIZE <= IOAPIC_START);
     assert!(IOAPIC_START + IOAPIC_SIZE <= LAPIC_START && LAPIC_START + PAGE_SIZE <= KVM_IDENTITY_MAP);

@@ -8,6 +8,7 @@ mod cmdline;
 pub mod cpuid;
 mod elf;
 mod error;
+mod features;
 mod fields;
 mod identify;
 mod initrd;
@@ -15,10 +16,13 @@ pub mod kernel;
 mod lapic;
 pub mod layout;
 mod memory_map;
+pub mod model;
 mod msrs;
+pub mod profile;
 mod pvh;
 mod regs;
 mod reset_vector;
+pub mod state;
 mod vcpu;
 
 #[cfg(test)]
@@ -31,4 +35,6 @@ pub use cpuid::{CpuidError, supported_cpuid, vcpu_cpuid};
 pub use error::BootError;
 pub use kernel::{BootSource, Entry, Protocol, load_kernel};
 pub use layout::ram_ranges;
+pub use model::{CpuModel, UnknownCpuModel, model_cpuid};
+pub use profile::{CpuProfile, HostProfile, TrialVm, incompatibilities};
 pub use vcpu::{VcpuSetupError, setup_vcpu};

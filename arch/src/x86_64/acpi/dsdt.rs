@@ -1,4 +1,5 @@
-//! The DSDT: what no bus lets a guest find. PCI host bridge, legacy devices, power button and its event device, _S5.
+//! The DSDT: what no bus lets a guest find. PCI host bridge, legacy devices, power button, generation id and the event
+//! device of both, _S5.
 
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::x86_64::layout::*;
@@ -12,6 +13,8 @@ const DSDT_REVISION: u8 = 2;
 const HEADER_BYTES: u32 = 36;
 /// Notification of a pressed power button (ACPI 6.5, 5.6.6).
 const BUTTON_PRESSED: u8 = 0x80;
+/// Notification of a new generation id.
+const GENERATION_CHANGED: u8 = 0x80;
 
 /// The whole table.
 pub fn dsdt() -> Sdt {
@@ -29,7 +32,9 @@ fn system_bus(aml: &mut Vec<u8>) {
     pci_host_bridge(&mut devices);
     motherboard(&mut devices);
     legacy_devices(&mut devices);
+    generation_id(&mut devices);
     power_button(&mut devices);
+    event_device(&mut devices);
     aml.extend(Scope::raw("_SB_".into(), devices));
 }
 
@@ -80,11 +85,30 @@ fn legacy_devices(aml: &mut Vec<u8>) {
     device(aml, "PEVT", &"QEMU0001", vec![&ports(PVPANIC_PORT, PVPANIC_SIZE)]);
 }
 
-/// The power button, and the generic event device that notifies it (ACPI 6.5, 5.6.9).
+/// Where the generation id lies (Microsoft's Virtual Machine Generation ID; the _CID is the one that drivers look for).
+fn generation_id(aml: &mut Vec<u8>) {
+    let name = "VM_Gen_Counter";
+    let address = [GENERATION_ID as u32, (GENERATION_ID >> 32) as u32];
+    Device::new(
+        "VGEN".into(),
+        vec![
+            &Name::new("_HID".into(), &"STRN0001"),
+            &Name::new("_CID".into(), &name),
+            &Name::new("_DDN".into(), &name),
+            &Name::new("ADDR".into(), &Package::new(vec![&address[0], &address[1]])),
+        ],
+    )
+    .to_aml_bytes(aml);
+}
+
 fn power_button(aml: &mut Vec<u8>) {
     Device::new("PWRB".into(), vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C"))]).to_aml_bytes(aml);
+}
 
+/// The generic event device, which notifies the two above (ACPI 6.5, 5.6.9).
+fn event_device(aml: &mut Vec<u8>) {
     let pending = Local(0);
+    let (button, generation) = (Path::new("PWRB"), Path::new("VGEN"));
     Device::new(
         "GED0".into(),
         vec![
@@ -106,8 +130,14 @@ fn power_button(aml: &mut Vec<u8>) {
                 vec![
                     // Reading clears, so the register is read once.
                     &Store::new(&pending, &Path::new("EVTS")),
-                    &And::new(&pending, &pending, &POWER_EVENT_BUTTON),
-                    &If::new(&pending, vec![&Notify::new(&Path::new("PWRB"), &BUTTON_PRESSED)]),
+                    &If::new(
+                        &And::new(&ZERO, &pending, &POWER_EVENT_BUTTON),
+                        vec![&Notify::new(&button, &BUTTON_PRESSED)],
+                    ),
+                    &If::new(
+                        &And::new(&ZERO, &pending, &POWER_EVENT_GENERATION),
+                        vec![&Notify::new(&generation, &GENERATION_CHANGED)],
+                    ),
                 ],
             ),
         ],
@@ -142,4 +172,39 @@ fn edge(gsi: u32) -> Interrupt {
 /// An exclusive, level-triggered, active-high interrupt: pending until its reason is gone.
 fn level(gsi: u32) -> Interrupt {
     Interrupt::new(true, false, false, false, gsi)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes from the first `start` on.
+    fn from(start: &[u8]) -> Vec<u8> {
+        let mut table = Vec::new();
+        dsdt().to_aml_bytes(&mut table);
+        let at = table.windows(start.len()).position(|window| window == start);
+        table.split_off(at.unwrap_or_else(|| panic!("no {} in the table", start.escape_ascii())))
+    }
+
+    #[test]
+    fn the_generation_id_is_found_by_its_compatible_id() {
+        let device = from(b"VGEN");
+        let end = device.windows(4).position(|window| window == b"PWRB").unwrap();
+        let holds = |bytes: &[u8]| device[..end].windows(bytes.len()).any(|window| window == bytes);
+        // Names (08) of strings (0d), and of a package (12) of two: a double word (0c), and nothing above 4 GiB (00).
+        assert!(holds(b"\x08_HID\x0dSTRN0001\0"));
+        assert!(holds(b"\x08_CID\x0dVM_Gen_Counter\0"));
+        assert!(holds(b"\x08_DDN\x0dVM_Gen_Counter\0"));
+        assert!(holds(b"\x08ADDR\x12\x08\x02\x0c\x00\x00\x0f\x00\x00"));
+    }
+
+    #[test]
+    fn the_event_device_reads_once_and_notifies_for_each_bit() {
+        let method = from(b"_EVT");
+        // One argument, serialized; Local0 (60) = EVTS; if (a0) Local0 & bit: notify (86).
+        let body = b"_EVT\x09\x70EVTS\x60\
+            \xa0\x0c\x7b\x60\x01\x00\x86PWRB\x0a\x80\
+            \xa0\x0d\x7b\x60\x0a\x02\x00\x86VGEN\x0a\x80";
+        assert_eq!(method[..body.len()].escape_ascii().to_string(), body.escape_ascii().to_string());
+    }
 }

@@ -6,7 +6,7 @@
 mod dsdt;
 mod tables;
 
-use super::layout::{ACPI_TABLES, BIOS_ENTRY, MAX_CPUS};
+use super::layout::{ACPI_TABLES, GENERATION_ID, MAX_CPUS};
 use acpi_tables::{Aml, rsdp::Rsdp};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
@@ -23,7 +23,7 @@ pub enum AcpiError {
     /// No vCPU, or more than the machine has.
     #[error("a machine has 1 to {MAX_CPUS} vCPUs, not {0}")]
     Cpus(u32),
-    /// They do not fit below the BIOS entry.
+    /// They do not fit below what comes next.
     #[error("the ACPI tables are larger than their place")]
     TooLarge,
     /// Guest memory does not reach there.
@@ -37,7 +37,7 @@ pub fn write_acpi_tables<M: GuestMemoryBackend>(ram: &M, cpus: u32) -> Result<Gu
         return Err(AcpiError::Cpus(cpus));
     }
     let bytes = tables_at(ACPI_TABLES, cpus);
-    if bytes.len() as u64 > BIOS_ENTRY - ACPI_TABLES {
+    if bytes.len() as u64 > GENERATION_ID - ACPI_TABLES {
         return Err(AcpiError::TooLarge);
     }
     ram.write_slice(&bytes, GuestAddress(ACPI_TABLES)).map_err(AcpiError::Write)?;
