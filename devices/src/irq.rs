@@ -1,7 +1,9 @@
 //! How devices raise interrupts and receive doorbells without knowing KVM.
+//!
+//! Raising is synchronous: when a call returns, the interrupt is in the interrupt controller's own state. So once the
+//! devices stand still none is on its way, and whoever saves the interrupt controllers after that has all of them.
 
 use std::io;
-use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 /// An edge-triggered interrupt line into the I/O APIC.
@@ -26,18 +28,10 @@ pub struct MsiMessage {
     pub data: u32,
 }
 
-/// One MSI-X vector of one function, connected to the interrupt controller.
-pub trait MsiVector: Send + Sync {
-    /// Says where signals go; `None` disconnects. Called under the function's lock, never while a signal is raised.
-    fn route(&self, message: Option<MsiMessage>) -> io::Result<()>;
-    /// Raises the interrupt. Only called while routed.
-    fn signal(&self) -> io::Result<()>;
-}
-
 /// What a PCI function needs from the hypervisor.
 pub trait Wiring: Send + Sync {
-    /// Makes a new, disconnected MSI-X vector.
-    fn msi_vector(&self) -> io::Result<Arc<dyn MsiVector>>;
+    /// Sends `message` to the local APICs. One that names none is dropped, as on a bus.
+    fn signal(&self, message: MsiMessage) -> io::Result<()>;
     /// Makes a guest write of 16 bits to guest physical `address` signal `event` instead of leaving the guest.
     fn bind_notify(&self, address: u64, event: &EventFd) -> io::Result<()>;
     /// Undoes `bind_notify` with the same arguments.

@@ -9,7 +9,9 @@ pub mod irq;
 pub mod legacy;
 pub mod listener;
 pub mod pci;
+pub mod state;
 pub mod virtio;
 
 pub use bus::{BusDevice, Effect, SharedBusDevice};
-pub use irq::{IrqLine, LevelLine, MsiMessage, MsiVector, Wiring};
+pub use irq::{IrqLine, LevelLine, MsiMessage, Wiring};
+pub use state::{Saved, StateError};

@@ -1,17 +1,19 @@
-//! Devices at fixed ports: serial port, clock, power block, panic report.
+//! Devices at fixed places: serial port, clock, power block, panic report, generation id.
 //!
-//! Each is a [`crate::BusDevice`] over plain registers. They refuse to know where a console's bytes go and who acts
+//! Each but the last, which has none, is a [`crate::BusDevice`] over plain registers. They refuse to know where a console's bytes go and who acts
 //! on a power-off.
 
 pub mod power;
 pub mod pvpanic;
 pub mod rtc;
 pub mod serial;
+pub mod vmgenid;
 
 pub use power::Power;
 pub use pvpanic::PvPanic;
 pub use rtc::Rtc;
 pub use serial::Serial;
+pub use vmgenid::VmGenId;
 
 /// Offsets of the bytes of an access that starts at `offset`, one byte register each; the end of the space repeats.
 fn registers(offset: u64) -> impl Iterator<Item = u64> {

@@ -2,6 +2,7 @@
 //!
 //! A read says which reports are understood; a write is a report. It refuses to know what is done about one.
 
+use crate::state::{Saved, StateError};
 use crate::{BusDevice, Effect};
 use log::debug;
 
@@ -13,6 +14,21 @@ const CRASH_LOADED: u8 = 1 << 1;
 /// The port. It has no state.
 #[derive(Debug, Default)]
 pub struct PvPanic;
+
+impl PvPanic {
+    /// Its state: none.
+    pub fn save(&self) -> Saved {
+        Saved::nothing()
+    }
+
+    /// Takes over that.
+    ///
+    /// # Errors
+    /// Anything else.
+    pub fn restore(&mut self, saved: &Saved) -> Result<(), StateError> {
+        saved.expect_nothing()
+    }
+}
 
 impl BusDevice for PvPanic {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
@@ -44,6 +60,12 @@ mod tests {
         assert_eq!(device.write(0, &[0b10]), Effect::None);
         assert_eq!(device.write(0, &[0b100]), Effect::None);
         assert_eq!(device.write(1, &[0b01]), Effect::None);
+    }
+
+    #[test]
+    fn it_has_no_state() {
+        PvPanic.restore(&PvPanic.save()).unwrap();
+        PvPanic.restore(&Saved { version: 1, contents: vec![0] }).unwrap_err();
     }
 
     #[test]

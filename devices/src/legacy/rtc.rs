@@ -5,7 +5,9 @@
 //! clear, so firmware tables must not give it an interrupt. It refuses to keep its own time.
 
 use super::registers;
+use crate::state::{Saved, StateError};
 use crate::{BusDevice, Effect};
+use serde::{Deserialize, Serialize};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const INDEX_PORT: u64 = 0;
@@ -38,6 +40,9 @@ const AFTERNOON: u8 = 1 << 7;
 /// Status D: the battery is good.
 const VALID: u8 = 1 << 7;
 
+/// The registers that the running time is written into.
+const TIME: [u8; 8] = [SECONDS, MINUTES, HOURS, WEEKDAY, DAY, MONTH, YEAR, CENTURY];
+
 /// How long before an update UPDATE_IN_PROGRESS is set.
 const UPDATE_WARNING_NS: u32 = 244_000;
 const SECONDS_PER_DAY: i64 = 86_400;
@@ -59,6 +64,14 @@ pub struct State {
     pub offset_s: i64,
 }
 
+/// The same as it is saved, without the time: the next host has a clock of its own.
+#[derive(Serialize, Deserialize)]
+struct SavedState {
+    index: u8,
+    cmos: Vec<u8>,
+    offset_s: i64,
+}
+
 impl Default for Rtc {
     fn default() -> Self {
         Self::with_clock(SystemTime::now)
@@ -77,6 +90,36 @@ impl Rtc {
     /// All of its state.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Its state: what the guest has set, and no time of the host's.
+    pub fn save(&self) -> Saved {
+        let State { index, mut cmos, offset_s } = self.state;
+        if !self.stopped() {
+            TIME.iter().for_each(|register| cmos[usize::from(*register)] = 0);
+        }
+        Saved::of(1, &SavedState { index, cmos: cmos.to_vec(), offset_s })
+    }
+
+    /// Takes over a state. May be repeated.
+    ///
+    /// # Errors
+    /// A state that is not one of this clock, which is then as it was.
+    pub fn restore(&mut self, saved: &Saved) -> Result<(), StateError> {
+        let SavedState { index, cmos, offset_s } = saved.decode(1)?;
+        let wrong = |what: String| Err(StateError::Value(what));
+        let Ok(cmos) = <[u8; 128]>::try_from(cmos.as_slice()) else {
+            return wrong(format!("it has {} bytes of CMOS, not 128", cmos.len()));
+        };
+        let byte = |register: u8| cmos[usize::from(register)];
+        if index & !INDEX_MASK != 0 {
+            return wrong(format!("its index register holds {index:#04x}"));
+        }
+        if byte(STATUS_A) & UPDATE_IN_PROGRESS | byte(STATUS_C) | byte(STATUS_D) != 0 {
+            return wrong("it has status bits that nobody can set".into());
+        }
+        self.state = State { index, cmos, offset_s };
+        Ok(())
     }
 
     /// A reset leaves a battery-backed clock alone but for its index.
@@ -324,115 +367,5 @@ fn two_digits(value: i64) -> u8 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::testing::{inb, touch_everything};
-    use super::*;
-    use std::time::Duration;
-
-    /// 2024-02-29T23:59:58.9999Z, a Thursday.
-    fn leap_day() -> SystemTime {
-        UNIX_EPOCH + Duration::new(1_709_251_198, 999_900_000)
-    }
-
-    fn get(rtc: &mut Rtc, register: u8) -> u8 {
-        rtc.write(INDEX_PORT, &[register | 0x80]);
-        inb(rtc, DATA_PORT)
-    }
-
-    fn set(rtc: &mut Rtc, register: u8, value: u8) {
-        rtc.write(INDEX_PORT, &[register]);
-        rtc.write(DATA_PORT, &[value]);
-    }
-
-    const FIELDS: [u8; 8] = [CENTURY, YEAR, MONTH, DAY, WEEKDAY, HOURS, MINUTES, SECONDS];
-
-    fn read_all(rtc: &mut Rtc) -> [u8; 8] {
-        FIELDS.map(|register| get(rtc, register))
-    }
-
-    #[test]
-    fn the_host_time_is_shown_in_every_format() {
-        let mut rtc = Rtc::with_clock(leap_day);
-        assert_eq!(read_all(&mut rtc), [0x20, 0x24, 0x02, 0x29, 5, 0x23, 0x59, 0x58]);
-        set(&mut rtc, STATUS_B, HOURS_24 | BINARY);
-        assert_eq!(read_all(&mut rtc), [20, 24, 2, 29, 5, 23, 59, 58]);
-        set(&mut rtc, STATUS_B, 0);
-        assert_eq!(get(&mut rtc, HOURS), 0x11 | AFTERNOON);
-    }
-
-    #[test]
-    fn twelve_hour_clocks_have_no_hour_zero() {
-        for (binary, noon, midnight) in [(true, 12 | 0x80, 12), (false, 0x12 | 0x80, 0x12)] {
-            let format = Format { binary, hours_24: false };
-            assert_eq!((format.encode_hour(12), format.encode_hour(0)), (noon, midnight));
-            for hour in 0..24 {
-                assert_eq!(format.decode_hour(format.encode_hour(hour)), hour);
-            }
-            assert_eq!(format.decode_hour(0), u8::MAX);
-        }
-    }
-
-    #[test]
-    fn an_update_is_announced_and_the_other_statuses_are_right() {
-        let mut rtc = Rtc::with_clock(leap_day);
-        assert_eq!(get(&mut rtc, STATUS_A), 0x26 | UPDATE_IN_PROGRESS);
-        assert_eq!((get(&mut rtc, STATUS_C), get(&mut rtc, STATUS_D)), (0, VALID));
-        set(&mut rtc, STATUS_B, HOURS_24 | SET);
-        assert_eq!(get(&mut rtc, STATUS_A), 0x26, "a stopped clock does not update");
-        let mut rtc = Rtc::with_clock(|| UNIX_EPOCH);
-        assert_eq!(get(&mut rtc, STATUS_A), 0x26);
-    }
-
-    #[test]
-    fn the_guest_sets_its_own_time() {
-        let mut rtc = Rtc::with_clock(leap_day);
-        let before = rtc.state().offset_s;
-        set(&mut rtc, STATUS_B, HOURS_24 | SET);
-        for (register, value) in FIELDS.into_iter().zip([0x19, 0x99, 0x12, 0x31, 6, 0x08, 0x30, 0x00]) {
-            set(&mut rtc, register, value);
-        }
-        assert_eq!(rtc.state().offset_s, before, "nothing counts before SET is cleared");
-        set(&mut rtc, STATUS_B, HOURS_24);
-        assert_eq!(read_all(&mut rtc), [0x19, 0x99, 0x12, 0x31, 6, 0x08, 0x30, 0x00]);
-        assert_eq!(rtc.state().offset_s, 946_629_000 - 1_709_251_198);
-        set(&mut rtc, HOURS, 0x09);
-        assert_eq!(read_all(&mut rtc), [0x19, 0x99, 0x12, 0x31, 6, 0x09, 0x30, 0x00]);
-    }
-
-    #[test]
-    fn a_time_that_does_not_exist_leaves_the_clock_alone() {
-        for (register, value) in
-            [(DAY, 0x30), (DAY, 0), (MONTH, 0x13), (MONTH, 0), (HOURS, 0x24), (MINUTES, 0x60), (SECONDS, 0x0f)]
-        {
-            let mut rtc = Rtc::with_clock(leap_day);
-            set(&mut rtc, register, value);
-            assert_eq!(rtc.state().offset_s, 0, "{register:#x} = {value:#x}");
-        }
-    }
-
-    #[test]
-    fn cmos_bytes_are_kept() {
-        let mut rtc = Rtc::with_clock(leap_day);
-        set(&mut rtc, 0x0f, 0x5a);
-        set(&mut rtc, 0x7f, 0xa5);
-        rtc.reset();
-        assert_eq!((get(&mut rtc, 0x0f), get(&mut rtc, 0x7f)), (0x5a, 0xa5));
-        assert_eq!(inb(&mut rtc, INDEX_PORT), 0xff);
-    }
-
-    #[test]
-    fn dates_go_both_ways() {
-        for seconds in (-62_167_219_200..253_402_300_800).step_by(86_400 * 13 + 3_607) {
-            assert_eq!(Date::from_epoch(seconds).to_epoch(), Some(seconds));
-        }
-        assert_eq!(Date::from_epoch(0).weekday, 5, "1970 began on a Thursday");
-        for extreme in [i64::MIN, i64::MAX] {
-            Date::from_epoch(extreme);
-        }
-    }
-
-    #[test]
-    fn every_access_is_answered() {
-        touch_everything(&mut Rtc::default());
-    }
-}
+#[path = "rtc_tests.rs"]
+mod tests;

@@ -5,18 +5,48 @@
 //! Input is bounded by the 64-byte FIFO; the caller keeps what did not fit and is woken when there is room again.
 
 use super::registers;
+use crate::state::{Saved, StateError};
 use crate::{BusDevice, Effect, IrqLine};
 use log::{debug, warn};
+use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 use std::sync::Arc;
 use vm_superio::Trigger;
 use vm_superio::serial::{Error, NoEvents, SerialState};
 use vmm_sys_util::eventfd::EventFd;
 
+/// Bytes of input it holds.
+const FIFO_BYTES: usize = 64;
 /// Registers, in ports from the base (16550D data sheet, section 8).
 const REGISTERS: u64 = 8;
 const MODEM_CONTROL: u8 = 4;
 const LOOPBACK: u8 = 1 << 4;
+/// Interrupts that can be enabled.
+const INTERRUPTS: u8 = 0x0f;
+/// Interrupt identification: none, the transmitter is empty, there is input, both.
+const IDENTIFICATIONS: [u8; 4] = [1, 2, 4, 6];
+/// Line status: there is input.
+const DATA_READY: u8 = 1;
+
+/// The layout of [`SerialState`] as it is saved; a register more there does not compile here.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "SerialState")]
+struct Layout {
+    baud_divisor_low: u8,
+    baud_divisor_high: u8,
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    in_buffer: Vec<u8>,
+}
+
+/// What is saved.
+#[derive(Serialize, Deserialize)]
+struct State(#[serde(with = "Layout")] SerialState);
 
 /// The UART. See the module.
 pub struct Serial {
@@ -69,6 +99,32 @@ impl Serial {
         self.uart.state()
     }
 
+    /// Its state: all registers, and input that the guest has not read.
+    pub fn save(&self) -> Saved {
+        Saved::of(1, &State(self.uart.state()))
+    }
+
+    /// Takes over a state, with the same connections; input that is here already is lost. An interrupt that the guest has
+    /// not identified is raised once more: one too many does no harm, and where the interrupt controllers are restored
+    /// later, they bring theirs. May be repeated; the same state again does nothing.
+    ///
+    /// # Errors
+    /// A state that is not one of this port, which is then as it was.
+    pub fn restore(&mut self, saved: &Saved) -> Result<(), StateError> {
+        let State(state) = saved.decode(1)?;
+        check(&state)?;
+        if state == self.uart.state() {
+            return Ok(());
+        }
+        let none = Output { out: Box::new(io::sink()), dropped_bytes: 0 };
+        let uart = Uart::from_state(&state, Line(Arc::clone(&self.irq)), NoEvents, none);
+        let mut uart = uart.map_err(|error| StateError::Value(format!("its interrupt cannot be raised: {error}")))?;
+        std::mem::swap(uart.writer_mut(), self.uart.writer_mut());
+        self.uart = uart;
+        self.wake_feeder();
+        Ok(())
+    }
+
     /// Back to the state after construction, with the same connections. Who waits for room is woken.
     pub fn reset(&mut self) {
         let none = Output { out: Box::new(io::sink()), dropped_bytes: 0 };
@@ -115,6 +171,30 @@ impl BusDevice for Serial {
         self.wake_feeder();
         Effect::None
     }
+}
+
+/// Whether a port can be in `state`.
+fn check(state: &SerialState) -> Result<(), StateError> {
+    let idle = SerialState::default();
+    let input = if state.in_buffer.is_empty() { 0 } else { DATA_READY };
+    let registers = [
+        ("interrupt enable", state.interrupt_enable, state.interrupt_enable & !INTERRUPTS == 0),
+        (
+            "interrupt identification",
+            state.interrupt_identification,
+            IDENTIFICATIONS.contains(&state.interrupt_identification),
+        ),
+        ("line status", state.line_status, state.line_status == idle.line_status | input),
+        ("modem status", state.modem_status, state.modem_status == idle.modem_status),
+    ];
+    if let Some((name, value, _)) = registers.iter().find(|(_, _, good)| !good) {
+        return Err(StateError::Value(format!("its {name} register holds {value:#04x}")));
+    }
+    if state.in_buffer.len() > FIFO_BYTES {
+        let length = state.in_buffer.len();
+        return Err(StateError::Value(format!("it has {length} bytes of input, more than its {FIFO_BYTES}")));
+    }
+    Ok(())
 }
 
 fn register_number(offset: u64) -> Option<u8> {
@@ -164,13 +244,14 @@ impl Write for Output {
 mod tests {
     use super::super::testing::{Recorder, inb, touch_everything};
     use super::*;
+    use crate::state::testing::{from_hex, to_hex};
+    use proptest::prelude::*;
     use std::sync::Mutex;
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     const DATA: u64 = 0;
     const INTERRUPT_ENABLE: u64 = 1;
     const LINE_STATUS: u64 = 5;
-    const DATA_READY: u8 = 1;
 
     #[derive(Clone, Default)]
     struct Captured(Arc<Mutex<Vec<u8>>>);
@@ -280,5 +361,108 @@ mod tests {
     #[test]
     fn every_access_is_answered() {
         touch_everything(&mut port().0);
+    }
+
+    /// A port that is set up, with input waiting.
+    fn in_use() -> (Serial, Arc<Recorder>) {
+        let (mut serial, irq, _) = port();
+        serial.write(3, &[0x80]);
+        serial.write(0, &[0x01]);
+        serial.write(1, &[0x02]);
+        serial.write(3, &[0x1b]);
+        serial.write(INTERRUPT_ENABLE, &[0x0d]);
+        serial.write(4, &[0x0b]);
+        serial.write(7, &[0x5a]);
+        serial.enqueue(b"waits");
+        (serial, irq)
+    }
+
+    /// Version 1, which must be read for ever.
+    const GOLDEN: &str = "01020d041b610bb05a057761697473";
+
+    #[test]
+    fn a_state_of_version_1_is_read() {
+        let (from, _) = in_use();
+        assert_eq!(to_hex(&from.save()), to_hex(&from_hex(1, GOLDEN)));
+        let (mut to, irq, out) = port();
+        assert_ne!(to.save(), from.save());
+        to.restore(&from_hex(1, GOLDEN)).unwrap();
+        assert_eq!((to.state(), irq.edges()), (from.state(), 1));
+        let mut input = [0; 5];
+        input.fill_with(|| inb(&mut to, DATA));
+        assert_eq!((&input, inb(&mut to, LINE_STATUS)), (b"waits", 0x60));
+        to.write(DATA, b"x");
+        assert_eq!(out.0.lock().unwrap().as_slice(), b"x", "output goes where it went");
+    }
+
+    #[test]
+    fn each_register_comes_along() {
+        for (register, value) in [(0, 7), (1, 3), (3, 0x1b), (4, 0x1f), (7, 0xa5)] {
+            for latch in [0, 0x80] {
+                let (mut from, _, _) = port();
+                from.write(3, &[latch]);
+                let before = from.save();
+                from.write(register, &[value]);
+                assert!(before != from.save() || (register, latch) == (0, 0), "{register}");
+                let (mut to, _, _) = port();
+                to.restore(&from.save()).unwrap();
+                for register in 0..8 {
+                    assert_eq!(inb(&mut to, register), inb(&mut from, register), "{register}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_state_again_raises_nothing_and_a_feeder_is_woken_when_there_is_room() {
+        let (from, _) = in_use();
+        let (mut to, irq, _) = port();
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        to.set_space_event(event.try_clone().unwrap());
+        to.enqueue(&[b'x'; 100]);
+        to.restore(&from.save()).unwrap();
+        assert_eq!((irq.edges(), event.read().unwrap(), to.free_space()), (1, 1, 64 - 5));
+        to.restore(&from.save()).unwrap();
+        assert_eq!(irq.edges(), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let (mut to, irq) = in_use();
+        irq.edges();
+        let before = to.save();
+        let with = |damage: fn(&mut SerialState)| {
+            let mut state = SerialState::default();
+            damage(&mut state);
+            Saved::of(1, &State(state))
+        };
+        for (saved, expected) in [
+            (with(|state| state.interrupt_enable = 0x10), "its interrupt enable register holds 0x10"),
+            (with(|state| state.interrupt_identification = 0), "its interrupt identification register holds 0x00"),
+            (with(|state| state.interrupt_identification = 3), "its interrupt identification register holds 0x03"),
+            (with(|state| state.line_status = 0x61), "its line status register holds 0x61"),
+            (with(|state| state.in_buffer = vec![1]), "its line status register holds 0x60"),
+            (with(|state| state.modem_status = 0), "its modem status register holds 0x00"),
+            (
+                with(|state| (state.line_status, state.in_buffer) = (0x61, vec![0; 65])),
+                "it has 65 bytes of input, more than its 64",
+            ),
+            (Saved { version: 2, ..before.clone() }, "it has version 2, and this program reads up to 1"),
+        ] {
+            assert_eq!(to.restore(&saved).unwrap_err().to_string(), expected);
+            assert_eq!((to.save() == before, irq.edges()), (true, 0));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(contents in prop::collection::vec(any::<u8>(), 0..90), cut in 0..15usize) {
+            let (mut to, _, _) = port();
+            let part = Saved { version: 1, contents: in_use().0.save().contents[..cut].to_vec() };
+            prop_assert!(to.restore(&part).is_err());
+            if to.restore(&Saved { version: 1, contents }).is_ok() {
+                touch_everything(&mut to);
+            }
+        }
     }
 }

@@ -4,7 +4,10 @@
 //! sizing protocol falls out of the mask. After reset memory decoding is off, as the specification has it, while the
 //! BAR is already placed: a guest only has to set the enable bit, and Linux keeps the address.
 
+use crate::state::StateError;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Command register.
 pub const COMMAND: usize = 0x04;
@@ -48,7 +51,7 @@ pub struct Identity {
 }
 
 /// Configuration space.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ConfigSpace {
     bytes: [u8; SIZE],
     /// Bits the guest may write.
@@ -59,6 +62,8 @@ pub struct ConfigSpace {
     assigned: u32,
     /// Where the bus can see a BAR.
     window: Range<u64>,
+    /// [`Self::bar`] for who does not hold the function's lock.
+    decoded: Arc<Decoded>,
     /// Where the link to the next capability goes.
     link: usize,
     /// Where the next capability goes.
@@ -74,6 +79,7 @@ impl ConfigSpace {
             bar_size: 0,
             assigned: 0,
             window: 0..0,
+            decoded: Arc::default(),
             link: CAPABILITIES_POINTER,
             free: FIRST_CAPABILITY,
         };
@@ -134,6 +140,7 @@ impl ConfigSpace {
         for ((byte, mask), new) in targets.zip(data) {
             *byte = *byte & !mask | new & mask;
         }
+        self.publish();
     }
 
     /// Replaces bytes whatever the guest may write; past the end nothing happens.
@@ -167,6 +174,7 @@ impl ConfigSpace {
         self.assigned = base;
         self.window = window;
         self.set(BAR0, &base.to_le_bytes());
+        self.publish();
     }
 
     /// Guest physical addresses at which the function answers: none while decoding is off or the BAR points out of
@@ -186,6 +194,58 @@ impl ConfigSpace {
             *byte &= !mask;
         }
         self.set(BAR0, &self.assigned.to_le_bytes());
+        self.publish();
+    }
+
+    /// All of it. What the guest may not write says which function this is.
+    pub fn save(&self) -> Vec<u8> {
+        self.bytes.to_vec()
+    }
+
+    /// Whether [`Self::restore`] may be called with `saved`.
+    ///
+    /// # Errors
+    /// When it is not the space of a function like this one: what the guest may not write differs. A BAR that points out
+    /// of the window is no error: nothing answers there, and a guest that is about to size it has one.
+    pub fn check(&self, saved: &[u8]) -> Result<(), StateError> {
+        if saved.len() != SIZE {
+            return Err(StateError::Value(format!("its configuration space has {} bytes, not {SIZE}", saved.len())));
+        }
+        let pairs = self.bytes.iter().zip(saved).zip(&self.writable);
+        let differs = pairs.enumerate().find(|(_, ((ours, theirs), mask))| (*ours ^ *theirs) & !*mask != 0);
+        differs.map_or(Ok(()), |(at, ((ours, theirs), _))| {
+            Err(StateError::Value(format!(
+                "it is of another PCI function: {theirs:#04x} at {at:#04x} of configuration space, {ours:#04x} here"
+            )))
+        })
+    }
+
+    /// Takes over what was saved, as far as the guest may write it.
+    pub fn restore(&mut self, saved: &[u8]) {
+        self.write(0, saved);
+    }
+
+    /// Where the BAR answers, for the bus to see without the function's lock.
+    pub(super) fn decoded(&self) -> Arc<Decoded> {
+        Arc::clone(&self.decoded)
+    }
+
+    fn publish(&self) {
+        let bar = self.bar().unwrap_or(0..0);
+        self.decoded.0.store(bar.start | (bar.end - bar.start) << 32, Ordering::Relaxed);
+    }
+}
+
+/// Where a BAR answers: base in the low half, size in the high half, 0 while it does not.
+#[derive(Debug, Default)]
+pub(super) struct Decoded(AtomicU64);
+
+impl Decoded {
+    /// The guest physical addresses, which may be others a moment later.
+    pub(super) fn range(&self) -> Range<u64> {
+        let bar = self.0.load(Ordering::Relaxed);
+        let base = bar & 0xffff_ffff;
+        base..base + (bar >> 32)
     }
 }
 

@@ -1,9 +1,11 @@
 //! MSI-X of one function: vector table, pending bits, masks (PCI 3.0, 6.8.2).
 //!
-//! A vector costs nothing until the guest unmasks it: only then is it made and routed, and routed again only when its
-//! message has changed. A vector that is triggered while masked is pending, and delivered when it is unmasked.
+//! A vector that is triggered while masked is pending, and delivered when it is unmasked. The interrupt controller keeps
+//! nothing of a vector, so that a table can be replaced as a whole.
 
-use crate::{MsiMessage, MsiVector, Wiring};
+use crate::state::StateError;
+use crate::{MsiMessage, Wiring};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Bytes of a table entry.
@@ -24,13 +26,17 @@ pub struct Entry {
     pub pending: bool,
 }
 
-/// One vector as the interrupt controller sees it.
-#[derive(Default)]
-struct Connection {
-    vector: Option<Arc<dyn MsiVector>>,
-    routed: Option<MsiMessage>,
-    /// A failure has been logged.
-    failed: bool,
+/// One vector as it is saved.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct EntryState {
+    /// Message address.
+    pub address: u64,
+    /// Message data.
+    pub data: u32,
+    /// Bit 0 of vector control.
+    pub masked: bool,
+    /// Triggered while masked.
+    pub pending: bool,
 }
 
 /// The vectors of one function.
@@ -41,7 +47,8 @@ pub struct Msix {
     enabled: bool,
     masked: bool,
     entries: Vec<Entry>,
-    connections: Vec<Connection>,
+    /// A failure has been logged.
+    failed: bool,
 }
 
 const AFTER_RESET: Entry = Entry { message: MsiMessage { address: 0, data: 0 }, masked: true, pending: false };
@@ -58,19 +65,18 @@ impl Entry {
         self.message = MsiMessage { address: bits as u64 & !3, data: (bits >> 64) as u32 };
         self.masked = bits >> 96 & 1 != 0;
     }
+
+    fn save(self) -> EntryState {
+        let Entry { message: MsiMessage { address, data }, masked, pending } = self;
+        EntryState { address, data, masked, pending }
+    }
 }
 
 impl Msix {
     /// `count` masked vectors.
     pub fn new(name: &str, count: u16, wiring: Arc<dyn Wiring>) -> Self {
-        Self {
-            name: name.to_owned(),
-            wiring,
-            enabled: false,
-            masked: false,
-            entries: vec![AFTER_RESET; usize::from(count)],
-            connections: (0..count).map(|_| Connection::default()).collect(),
-        }
+        let entries = vec![AFTER_RESET; usize::from(count)];
+        Self { name: name.to_owned(), wiring, enabled: false, masked: false, entries, failed: false }
     }
 
     /// Vectors.
@@ -80,17 +86,11 @@ impl Msix {
 
     /// Takes over message control as the guest wrote it.
     pub fn set_control(&mut self, control: u16) {
-        let (enabled, masked) = (control & CONTROL_ENABLE != 0, control & CONTROL_MASK != 0);
-        if (enabled, masked) == (self.enabled, self.masked) {
-            return;
-        }
-        (self.enabled, self.masked) = (enabled, masked);
-        for vector in 0..self.entries.len() {
-            if enabled {
-                self.deliver(vector);
-            } else {
-                self.disconnect(vector);
-            }
+        (self.enabled, self.masked) = (control & CONTROL_ENABLE != 0, control & CONTROL_MASK != 0);
+        if self.enabled {
+            self.deliver_all();
+        } else {
+            self.entries.iter_mut().for_each(|entry| entry.pending = false);
         }
     }
 
@@ -103,31 +103,24 @@ impl Msix {
         }
     }
 
-    /// Connects `vector` if it is unmasked, and delivers what is pending.
-    fn deliver(&mut self, vector: usize) {
-        let (Some(entry), Some(connection)) = (self.entries.get_mut(vector), self.connections.get_mut(vector)) else {
-            return;
-        };
-        if !self.enabled || self.masked || entry.masked {
-            return;
-        }
-        let delivered = connection.connect(&*self.wiring, entry.message).and_then(|line| {
-            if entry.pending {
-                line.signal()?;
-                entry.pending = false;
-            }
-            Ok(())
-        });
-        connection.note(delivered, &self.name, vector);
+    /// Delivers what is pending and may be delivered.
+    pub fn deliver_all(&mut self) {
+        (0..self.entries.len()).for_each(|vector| self.deliver(vector));
     }
 
-    fn disconnect(&mut self, vector: usize) {
-        let (Some(entry), Some(connection)) = (self.entries.get_mut(vector), self.connections.get_mut(vector)) else {
+    fn deliver(&mut self, vector: usize) {
+        let may = self.enabled && !self.masked;
+        let Some(entry) = self.entries.get_mut(vector).filter(|entry| may && entry.pending && !entry.masked) else {
             return;
         };
-        entry.pending = false;
-        let disconnected = connection.disconnect();
-        connection.note(disconnected, &self.name, vector);
+        match self.wiring.signal(entry.message) {
+            Ok(()) => entry.pending = false,
+            // Said once: a guest could make us say it without end.
+            Err(error) if !std::mem::replace(&mut self.failed, true) => {
+                log::error!("{}: interrupt vector {vector} cannot be raised: {error}", self.name);
+            }
+            Err(_) => {}
+        }
     }
 
     /// Reads the vector table.
@@ -176,35 +169,35 @@ impl Msix {
         self.set_control(0);
         self.entries.fill(AFTER_RESET);
     }
-}
 
-impl Connection {
-    fn connect(&mut self, wiring: &dyn Wiring, message: MsiMessage) -> std::io::Result<&Arc<dyn MsiVector>> {
-        let vector = match self.vector.take() {
-            Some(vector) => vector,
-            None => wiring.msi_vector()?,
-        };
-        let vector = self.vector.insert(vector);
-        if self.routed != Some(message) {
-            vector.route(Some(message))?;
-            self.routed = Some(message);
-        }
-        Ok(vector)
+    /// The table and what is pending. Message control lies in configuration space.
+    pub fn save(&self) -> Vec<EntryState> {
+        self.entries.iter().map(|entry| entry.save()).collect()
     }
 
-    fn disconnect(&mut self) -> std::io::Result<()> {
-        match &self.vector {
-            Some(vector) if self.routed.take().is_some() => vector.route(None),
-            _ => Ok(()),
+    /// Whether [`Self::restore`] may be called with these.
+    ///
+    /// # Errors
+    /// Another number of vectors, or a value that the guest cannot have brought about.
+    pub fn check(&self, control: u16, saved: &[EntryState]) -> Result<(), StateError> {
+        if saved.len() != self.entries.len() {
+            let (theirs, ours) = (saved.len(), self.entries.len());
+            return Err(StateError::Value(format!("it has {theirs} interrupt vectors, and the device {ours}")));
         }
+        let enabled = control & CONTROL_ENABLE != 0;
+        let wrong = saved.iter().position(|entry| entry.address & 3 != 0 || (entry.pending && !enabled));
+        wrong.map_or(Ok(()), |vector| {
+            Err(StateError::Value(format!("its interrupt vector {vector} is in a state that does not exist")))
+        })
     }
 
-    /// Says once that interrupts are in trouble: a guest could make us say it without end.
-    fn note(&mut self, result: std::io::Result<()>, name: &str, vector: usize) {
-        if let Err(error) = result
-            && !std::mem::replace(&mut self.failed, true)
-        {
-            log::error!("{name}: interrupt vector {vector} cannot be connected or raised: {error}");
+    /// Takes over message control and what was saved, and raises nothing: the interrupt controllers may not be as the
+    /// guest left them yet. [`Self::deliver_all`] follows when it goes on.
+    pub fn restore(&mut self, control: u16, saved: &[EntryState]) {
+        (self.enabled, self.masked) = (control & CONTROL_ENABLE != 0, control & CONTROL_MASK != 0);
+        for (entry, EntryState { address, data, masked, pending }) in self.entries.iter_mut().zip(saved) {
+            let message = MsiMessage { address: *address, data: *data };
+            *entry = Entry { message, masked: *masked, pending: *pending };
         }
     }
 }
@@ -240,15 +233,16 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_made_or_routed_before_a_vector_is_unmasked() {
+    fn nothing_is_sent_before_a_vector_is_unmasked() {
         let (mut msix, recorder) = msix(3);
         msix.set_control(CONTROL_ENABLE | CONTROL_MASK);
         program(&mut msix, 1, message(0x41), true);
         msix.set_control(CONTROL_ENABLE);
         msix.trigger(0);
-        assert_eq!(recorder.calls(), []);
         program(&mut msix, 1, message(0x41), false);
-        assert_eq!(recorder.calls(), [Call::Made, Call::Route(Some(message(0x41)))]);
+        assert_eq!(recorder.calls(), []);
+        msix.trigger(1);
+        assert_eq!(recorder.calls(), [Call::Signal(message(0x41))]);
     }
 
     #[test]
@@ -260,8 +254,7 @@ mod tests {
         msix.trigger(9);
         assert_eq!((pending(&msix), recorder.calls()), (1 << 9, vec![]));
         program(&mut msix, 9, message(0x50), false);
-        let delivered = [Call::Made, Call::Route(Some(message(0x50))), Call::Signal(message(0x50))];
-        assert_eq!((pending(&msix), recorder.calls()), (0, delivered.to_vec()));
+        assert_eq!((pending(&msix), recorder.calls()), (0, vec![Call::Signal(message(0x50))]));
     }
 
     #[test]
@@ -269,7 +262,6 @@ mod tests {
         let (mut msix, recorder) = msix(2);
         msix.set_control(CONTROL_ENABLE);
         program(&mut msix, 0, message(1), false);
-        recorder.calls();
         msix.set_control(CONTROL_ENABLE | CONTROL_MASK);
         msix.trigger(0);
         assert_eq!((pending(&msix), recorder.calls()), (1, vec![]));
@@ -278,35 +270,29 @@ mod tests {
     }
 
     #[test]
-    fn only_a_changed_message_is_routed_again() {
+    fn an_interrupt_goes_where_the_message_says_now() {
         let (mut msix, recorder) = msix(1);
         msix.set_control(CONTROL_ENABLE);
         program(&mut msix, 0, message(1), false);
-        msix.write_table(12, &[1]);
-        msix.write_table(12, &[0]);
-        msix.set_control(CONTROL_ENABLE | CONTROL_MASK);
-        msix.set_control(CONTROL_ENABLE);
-        assert_eq!(recorder.calls(), [Call::Made, Call::Route(Some(message(1)))]);
+        msix.trigger(0);
         msix.write_table(12, &[1]);
         program(&mut msix, 0, message(2), false);
         msix.trigger(0);
-        assert_eq!(recorder.calls(), [Call::Route(Some(message(2))), Call::Signal(message(2))]);
+        assert_eq!(recorder.calls(), [1, 2].map(|data| Call::Signal(message(data))));
     }
 
     #[test]
-    fn switching_msix_off_disconnects_and_drops() {
+    fn switching_msix_off_drops_what_is_pending() {
         let (mut msix, recorder) = msix(2);
         msix.set_control(CONTROL_ENABLE);
         program(&mut msix, 0, message(1), false);
         msix.trigger(1);
-        recorder.calls();
         msix.set_control(0);
         msix.trigger(0);
-        assert_eq!((pending(&msix), recorder.calls()), (0, vec![Call::Route(None)]));
+        assert_eq!((pending(&msix), recorder.calls()), (0, vec![]));
         msix.set_control(CONTROL_ENABLE);
-        assert_eq!(recorder.calls(), [Call::Route(Some(message(1)))]);
         msix.reset();
-        assert_eq!((msix.entries(), recorder.calls()), ([AFTER_RESET; 2].as_slice(), vec![Call::Route(None)]));
+        assert_eq!((msix.entries(), recorder.calls()), ([AFTER_RESET; 2].as_slice(), vec![]));
     }
 
     #[test]
@@ -319,8 +305,22 @@ mod tests {
         assert_eq!(pending(&msix), 1);
         recorder.refuses.store(false, Ordering::Relaxed);
         msix.trigger(0);
-        let delivered = [Call::Made, Call::Route(Some(message(1))), Call::Signal(message(1))];
-        assert_eq!((pending(&msix), recorder.calls()), (0, delivered.to_vec()));
+        assert_eq!((pending(&msix), recorder.calls()), (0, vec![Call::Signal(message(1))]));
+    }
+
+    #[test]
+    fn a_restored_table_raises_nothing_until_it_goes_on() {
+        let (mut from, _) = msix(3);
+        from.set_control(CONTROL_ENABLE | CONTROL_MASK);
+        program(&mut from, 1, message(0x41), false);
+        from.trigger(1);
+        from.trigger(2);
+        let (mut to, recorder) = msix(3);
+        to.check(CONTROL_ENABLE, &from.save()).unwrap();
+        to.restore(CONTROL_ENABLE, &from.save());
+        assert_eq!((to.entries(), recorder.calls()), (from.entries(), vec![]));
+        to.deliver_all();
+        assert_eq!((pending(&to), recorder.calls()), (1 << 2, vec![Call::Signal(message(0x41))]));
     }
 
     #[test]

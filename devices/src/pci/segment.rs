@@ -4,10 +4,13 @@
 //! function's lock is held while that function is called, and no other.
 
 use super::PciFunction;
+use super::config::Decoded;
 use super::host_bridge::HostBridge;
+use crate::state::{Saved, StateError};
 use crate::{Effect, SharedBusDevice};
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const SLOTS: usize = 32;
@@ -30,10 +33,21 @@ pub enum PciError {
 
 struct Slot {
     function: Arc<Mutex<dyn PciFunction>>,
-    /// Where the BAR answers: base in the low half, size in the high half, 0 while it does not. Written under the
-    /// function's lock; read without it, so that looking for one function waits for no other.
-    decoded: AtomicU64,
+    /// Where the BAR answers. Written under the function's lock; read without it, so that looking for one function waits
+    /// for no other.
+    decoded: Arc<Decoded>,
 }
+
+/// What the bus itself remembers; the functions are parts of their own.
+#[derive(Serialize, Deserialize)]
+struct State {
+    config_address: u32,
+    /// Configuration space of the host bridge.
+    host_bridge: Vec<u8>,
+}
+
+/// Bits of the address register that read as zero.
+const CONFIG_ADDRESS_RESERVED: u32 = 0x7f00_0003;
 
 /// The bus.
 pub struct PciSegment {
@@ -50,7 +64,7 @@ impl PciSegment {
     /// A bus with a host bridge in slot 0 and BARs in `window`, guest physical addresses below 4 GiB.
     pub fn new(window: Range<u64>) -> Self {
         let free = window.start;
-        let host_bridge = Slot { function: Arc::new(Mutex::new(HostBridge::new())), decoded: AtomicU64::new(0) };
+        let host_bridge = Slot::new(Arc::new(Mutex::new(HostBridge::new())));
         Self { slots: vec![host_bridge], window, free, config_address: AtomicU32::new(0) }
     }
 
@@ -72,7 +86,7 @@ impl PciSegment {
             lock(&function).config_mut().assign(base, self.window.clone());
             self.free = end;
         }
-        self.slots.push(Slot { function, decoded: AtomicU64::new(0) });
+        self.slots.push(Slot::new(function));
         Ok((self.slots.len() - 1) as u8)
     }
 
@@ -80,10 +94,33 @@ impl PciSegment {
     pub fn reset(&self) {
         self.config_address.store(0, Ordering::Relaxed);
         for slot in &self.slots {
-            let mut function = lock(&slot.function);
-            function.reset();
-            slot.publish(&*function);
+            lock(&slot.function).reset();
         }
+    }
+
+    /// The bus's own state: the address register and the host bridge.
+    pub fn save(&self) -> Saved {
+        let bridge = self.slots.first().map(|slot| lock(&slot.function).config().save());
+        let config_address = self.config_address.load(Ordering::Relaxed);
+        Saved::of(1, &State { config_address, host_bridge: bridge.unwrap_or_default() })
+    }
+
+    /// Takes over a state. May be repeated.
+    ///
+    /// # Errors
+    /// A state that is not one of this bus, which is then as it was.
+    pub fn restore(&self, saved: &Saved) -> Result<(), StateError> {
+        let State { config_address, host_bridge } = saved.decode(1)?;
+        if config_address & CONFIG_ADDRESS_RESERVED != 0 {
+            return Err(StateError::Value(format!("its address register holds {config_address:#010x}")));
+        }
+        if let Some(slot) = self.slots.first() {
+            let mut bridge = lock(&slot.function);
+            bridge.config().check(&host_bridge)?;
+            bridge.config_mut().restore(&host_bridge);
+        }
+        self.config_address.store(config_address, Ordering::Relaxed);
+        Ok(())
     }
 
     fn read_config(&self, slot: u64, offset: usize, data: &mut [u8]) {
@@ -95,9 +132,7 @@ impl PciSegment {
 
     fn write_config(&self, slot: u64, offset: usize, data: &[u8]) {
         if let Some(slot) = usize::try_from(slot).ok().and_then(|slot| self.slots.get(slot)) {
-            let mut function = lock(&slot.function);
-            function.write_config(offset, data);
-            slot.publish(&*function);
+            lock(&slot.function).write_config(offset, data);
         }
     }
 
@@ -106,7 +141,7 @@ impl PciSegment {
     fn with_bar(&self, address: u64, length: usize, access: impl FnOnce(&mut dyn PciFunction, u64)) {
         let Some(end) = address.checked_add(length as u64) else { return };
         let holds = |bar: &Range<u64>| bar.start <= address && end <= bar.end;
-        let Some(slot) = self.slots.iter().find(|slot| holds(&slot.published())) else { return };
+        let Some(slot) = self.slots.iter().find(|slot| holds(&slot.decoded.range())) else { return };
         let mut function = lock(&slot.function);
         // Another vCPU may have moved the BAR since; then nobody answers.
         if let Some(bar) = function.config().bar().filter(holds) {
@@ -116,15 +151,9 @@ impl PciSegment {
 }
 
 impl Slot {
-    fn publish(&self, function: &dyn PciFunction) {
-        let bar = function.config().bar().unwrap_or(0..0);
-        self.decoded.store(bar.start | (bar.end - bar.start) << 32, Ordering::Relaxed);
-    }
-
-    fn published(&self) -> Range<u64> {
-        let bar = self.decoded.load(Ordering::Relaxed);
-        let base = bar & 0xffff_ffff;
-        base..base + (bar >> 32)
+    fn new(function: Arc<Mutex<dyn PciFunction>>) -> Self {
+        let decoded = lock(&function).config().decoded();
+        Self { function, decoded }
     }
 }
 
@@ -190,7 +219,7 @@ impl SharedBusDevice for ConfigPorts {
     fn write(&self, offset: u64, data: &[u8]) -> Effect {
         // Only a whole address is latched; a byte written here means a chipset register that is not there.
         if let (0, Ok(address)) = (offset, <[u8; 4]>::try_from(data)) {
-            self.0.config_address.store(u32::from_le_bytes(address) & !0x7f00_0003, Ordering::Relaxed);
+            self.0.config_address.store(u32::from_le_bytes(address) & !CONFIG_ADDRESS_RESERVED, Ordering::Relaxed);
         } else if let Some((slot, register)) = self.target(offset, data.len()) {
             self.0.write_config(slot, register, data);
         }

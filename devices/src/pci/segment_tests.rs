@@ -3,6 +3,15 @@
 use super::super::Identity;
 use super::super::config::{BAR0, COMMAND, COMMAND_MEMORY};
 use super::*;
+use crate::state::testing::{from_hex, to_hex};
+
+const GOLDEN: &str = "
+84908080088002361b080006010000000000060000000000000000000000000000000000000000000000000000000000
+000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000
+000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000
+000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000
+000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000
+0000000000000000000000000000000000000000000000";
 
 const WINDOW: Range<u64> = 0xc000_0000..0xc010_0000;
 
@@ -116,6 +125,55 @@ fn a_bar_answers_where_the_guest_put_it() {
     segment.reset();
     assert_eq!((u32_at(&ecam, 1 << 15 | 0x10), u32_at(&ecam, 1 << 15 | 4)), (0xc000_0000, 0));
     assert_eq!(u32_at(&window, 0x5_0010), u32::MAX);
+}
+
+#[test]
+fn the_bus_itself_moves() {
+    let there = Arc::new(PciSegment::new(WINDOW));
+    let (ecam, ports) = (Ecam(there.clone()), ConfigPorts(there.clone()));
+    let segment = Arc::new(PciSegment::new(WINDOW));
+    let fresh = segment.save();
+    ConfigPorts(segment.clone()).write(0, &0x8000_0804_u32.to_le_bytes());
+    let latched = segment.save();
+    Ecam(segment.clone()).write(4, &[0x07, 0x01]);
+    let saved = segment.save();
+    assert!(fresh != latched && latched != saved);
+    assert_eq!(to_hex(&saved), to_hex(&from_hex(1, GOLDEN)), "version 1, which must be read for ever");
+    there.restore(&from_hex(1, GOLDEN)).unwrap();
+    assert_eq!((u32_at(&ports, 0), u32_at(&ecam, 4) & 0xffff), (0x8000_0804, 0x0106));
+    assert_eq!(there.save(), saved);
+    let bridge = || HostBridge::new().config().save();
+    let mut other = bridge();
+    other[1] = 0;
+    for (state, expected) in [
+        ((0x0100_0000u32, bridge()), "its address register holds 0x01000000"),
+        ((0, bridge()[1..].to_vec()), "its configuration space has 255 bytes, not 256"),
+        ((0, other), "it is of another PCI function: 0x00 at 0x01 of configuration space, 0x1b here"),
+    ] {
+        assert_eq!(there.restore(&Saved::of(1, &state)).unwrap_err().to_string(), expected);
+        assert_eq!(there.save(), saved);
+    }
+    for length in 0..saved.contents.len() {
+        let part = Saved { version: 1, contents: saved.contents[..length].to_vec() };
+        there.restore(&part).unwrap_err();
+    }
+    there.restore(&fresh).unwrap();
+    assert_eq!(there.save(), fresh);
+}
+
+#[test]
+fn a_restored_bar_answers_at_once() {
+    let (from, to) = (plain(0x1000), plain(0x1000));
+    let segments = [&from, &to].map(|function| {
+        let mut segment = PciSegment::new(WINDOW);
+        segment.add(function.clone()).unwrap();
+        Arc::new(segment)
+    });
+    place(&Ecam(segments[0].clone()), 1, 0xc005_0000);
+    let saved = from.lock().unwrap().config.save();
+    to.lock().unwrap().config.check(&saved).unwrap();
+    to.lock().unwrap().config.restore(&saved);
+    assert_eq!(u32_at(&BarWindow(segments[1].clone()), 0x5_0010), 0x1010_1010);
 }
 
 #[test]

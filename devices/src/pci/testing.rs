@@ -1,20 +1,16 @@
 //! An interrupt controller and doorbell bindings that only remember, for tests without KVM.
 
-use crate::{MsiMessage, MsiVector, Wiring};
+use crate::{MsiMessage, Wiring};
 use std::collections::HashMap;
 use std::io;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::EventFd;
 
 /// What was asked of the hypervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
-    /// A vector was made.
-    Made,
-    /// A vector was connected or disconnected.
-    Route(Option<MsiMessage>),
-    /// A vector connected to this message was raised.
+    /// This message was sent.
     Signal(MsiMessage),
     /// A doorbell was bound to this address.
     Bind(u64),
@@ -25,16 +21,10 @@ pub enum Call {
 /// The recording fake.
 #[derive(Default)]
 pub struct Recorder {
-    calls: Arc<Mutex<Vec<Call>>>,
+    calls: Mutex<Vec<Call>>,
     bound: Mutex<HashMap<u64, EventFd>>,
     /// Refuses everything while set.
-    pub refuses: Arc<AtomicBool>,
-}
-
-struct Vector {
-    calls: Arc<Mutex<Vec<Call>>>,
-    routed: Mutex<Option<MsiMessage>>,
-    refuses: Arc<AtomicBool>,
+    pub refuses: AtomicBool,
 }
 
 impl Recorder {
@@ -49,23 +39,17 @@ impl Recorder {
     }
 
     fn record(&self, call: Call) -> io::Result<()> {
-        record(&self.refuses, &self.calls, call)
+        if self.refuses.load(Ordering::Relaxed) {
+            return Err(io::Error::other("refused"));
+        }
+        self.calls.lock().unwrap().push(call);
+        Ok(())
     }
-}
-
-fn record(refuses: &AtomicBool, calls: &Mutex<Vec<Call>>, call: Call) -> io::Result<()> {
-    if refuses.load(Ordering::Relaxed) {
-        return Err(io::Error::other("refused"));
-    }
-    calls.lock().unwrap().push(call);
-    Ok(())
 }
 
 impl Wiring for Recorder {
-    fn msi_vector(&self) -> io::Result<Arc<dyn MsiVector>> {
-        self.record(Call::Made)?;
-        let (calls, refuses) = (self.calls.clone(), self.refuses.clone());
-        Ok(Arc::new(Vector { calls, routed: Mutex::default(), refuses }))
+    fn signal(&self, message: MsiMessage) -> io::Result<()> {
+        self.record(Call::Signal(message))
     }
 
     fn bind_notify(&self, address: u64, event: &EventFd) -> io::Result<()> {
@@ -78,19 +62,5 @@ impl Wiring for Recorder {
         self.record(Call::Unbind(address))?;
         assert!(self.bound.lock().unwrap().remove(&address).is_some(), "unbound twice");
         Ok(())
-    }
-}
-
-impl MsiVector for Vector {
-    fn route(&self, message: Option<MsiMessage>) -> io::Result<()> {
-        record(&self.refuses, &self.calls, Call::Route(message))?;
-        let before = std::mem::replace(&mut *self.routed.lock().unwrap(), message);
-        assert_ne!(before, message, "only real changes are routed");
-        Ok(())
-    }
-
-    fn signal(&self) -> io::Result<()> {
-        let message = self.routed.lock().unwrap().expect("only a routed vector is raised");
-        record(&self.refuses, &self.calls, Call::Signal(message))
     }
 }

@@ -140,6 +140,11 @@ impl<'a> Io<'a> {
         }
     }
 
+    /// The notification event of `queue`: who writes to a copy of it asks for a reaction from any thread.
+    pub fn doorbell(&self, queue: usize) -> Option<&EventFd> {
+        self.doorbells.get(queue)
+    }
+
     /// Tells the driver that the device's configuration has changed.
     pub fn config_changed(&mut self) {
         self.interrupts.config();

@@ -19,6 +19,7 @@ pub(crate) mod testing;
 pub use chain::{Chain, Fault};
 pub use io::{BUDGET, Interrupts, Io};
 
+use crate::state::{Saved, StateError};
 use std::os::fd::RawFd;
 use vm_memory::GuestMemoryMmap;
 use vm_memory::bitmap::AtomicBitmap;
@@ -61,6 +62,18 @@ pub trait VirtioDevice: Send {
     /// Finishes what is in flight, so that after the return nothing reads or writes guest RAM or the rings until the
     /// next call. Called before a pause and before a reset.
     fn quiesce(&mut self, io: &mut Io) -> Result<(), Fault>;
+    /// The machine has just started on a new host, or goes on here after a move that failed. It is about to run, and
+    /// `restore` was called on this device in the first case only.
+    fn moved(&mut self, io: &mut Io) -> Result<(), Fault>;
     /// Forgets the driver: back to the state after construction. In-flight work was finished by `quiesce`.
     fn reset(&mut self);
+    /// The model's own state; queues and registers are the transport's. Called after `quiesce`, and also on a running
+    /// device by way of rehearsal: it changes nothing.
+    fn save(&self) -> Saved;
+    /// Takes over a state, on a device that has never run; `activate` follows where the driver was up. May be repeated
+    /// with another state.
+    ///
+    /// # Errors
+    /// A state that is not one of this device, which is then as it was.
+    fn restore(&mut self, saved: &Saved) -> Result<(), StateError>;
 }

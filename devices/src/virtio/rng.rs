@@ -3,6 +3,7 @@
 //! The worked example of a model: one queue, no configuration, no state.
 
 use super::{BUDGET, Backend, Fault, Io, VirtioDevice};
+use crate::state::{Saved, StateError};
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
@@ -69,7 +70,19 @@ impl VirtioDevice for Rng {
         Ok(())
     }
 
+    fn moved(&mut self, _io: &mut Io) -> Result<(), Fault> {
+        Ok(())
+    }
+
     fn reset(&mut self) {}
+
+    fn save(&self) -> Saved {
+        Saved::nothing()
+    }
+
+    fn restore(&mut self, saved: &Saved) -> Result<(), StateError> {
+        saved.expect_nothing()
+    }
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ const NAMES: [&str; 10] = [
     "hugetlb-failures",
 ];
 
-/// What device and handle share. Plain, so that it can be saved.
+/// What device and handle share.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Shared {
     /// Pages the host wants in the balloon (`num_pages`).
@@ -53,8 +53,7 @@ pub struct BalloonStatus {
     pub actual_bytes: u64,
     /// Statistics that the driver keeps, by name: counts, or bytes where the name says memory, caches or swap.
     pub stats: Vec<(&'static str, u64)>,
-    /// How many times statistics came: an increase answers [`BalloonHandle::request_stats`]. After a pause the last
-    /// ones come again.
+    /// How many times statistics came: an increase answers [`BalloonHandle::request_stats`], also across a move.
     pub stats_updates: u64,
     /// Bytes given back through free page reporting since the driver started; a page counts every time.
     pub reported_bytes: u64,

@@ -7,13 +7,18 @@
 mod discard;
 mod handle;
 #[cfg(test)]
+mod state_tests;
+#[cfg(test)]
 mod tests;
 
+pub use discard::GiveBack;
 pub use handle::{BalloonHandle, BalloonStatus};
 
 use super::{BUDGET, Backend, Chain, Fault, GuestRam, Io, VirtioDevice};
+use crate::state::{Saved, StateError};
 use discard::{PAGE_BYTES, discard};
-use handle::lock;
+use handle::{Shared, lock};
+use serde::{Deserialize, Serialize};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
@@ -42,10 +47,26 @@ const POISON: u64 = 12;
 const MAX_FRAMES: usize = 4096;
 /// Most pages or ranges given back in one reaction, give or take a chain.
 const MAX_DISCARDS: usize = 4096;
+/// Most times that anonymous memory takes the place of a file's, each of which may cost two mappings: a process has 65530.
+const MAX_REPLACED: u32 = 16384;
 /// Bytes of one statistic: a 16-bit tag and a 64-bit value, packed.
 const STAT_BYTES: usize = 10;
 /// Most statistics read from one chain; the standard knows 10.
 const MAX_STATS: usize = 64;
+
+/// What a balloon takes along, version 1. Which pages are in it, its driver knows.
+#[derive(Serialize, Deserialize)]
+struct State {
+    target_pages: u32,
+    actual_pages: u32,
+    stats: [Option<u64>; 10],
+    stats_updates: u64,
+    stats_wanted: bool,
+    stats_known: bool,
+    target_news: bool,
+    reported_bytes: u64,
+    poison: u32,
+}
 
 /// The device.
 pub struct Balloon {
@@ -55,21 +76,45 @@ pub struct Balloon {
     active: bool,
     /// The driver's statistics buffer, kept until the host asks for the next ones.
     stats_head: Option<u16>,
+    /// What is in the next statistics buffer was read before it went back into the ring.
+    stats_known: bool,
     /// What the driver fills free pages with (`poison_val`).
     poison: u32,
     /// The host refused to take pages back, and the log says so.
     refused: bool,
+    /// Asks RAM's owner how pages are given back.
+    how: Box<dyn Fn() -> GiveBack + Send>,
+    /// How often anonymous memory took the place of a file's. No reset makes those mappings fewer.
+    replaced: u32,
 }
 
 impl Balloon {
-    /// An empty balloon, and the host's side of it.
+    /// An empty balloon on RAM that is anonymous or shared memory, and the host's side of it.
     ///
     /// # Errors
     /// No descriptor left.
     pub fn new() -> std::io::Result<(Self, BalloonHandle)> {
+        Self::of_ram(|| GiveBack::Release)
+    }
+
+    /// The same on RAM whose owner is asked each time how pages are given back.
+    ///
+    /// # Errors
+    /// No descriptor left.
+    pub fn of_ram(how: impl Fn() -> GiveBack + Send + 'static) -> std::io::Result<(Self, BalloonHandle)> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let host = BalloonHandle { shared: Arc::default(), wake: Arc::new(wake) };
-        Ok((Self { host: host.clone(), active: false, stats_head: None, poison: 0, refused: false }, host))
+        let device = Self {
+            host: host.clone(),
+            active: false,
+            stats_head: None,
+            stats_known: false,
+            poison: 0,
+            refused: false,
+            how: Box::new(how),
+            replaced: 0,
+        };
+        Ok((device, host))
     }
 
     /// Gives the chains of `queue` to `take`, which returns what each cost; past the budget, asks for another turn.
@@ -120,7 +165,8 @@ impl Balloon {
             for segment in &chain.writable {
                 // Chains are checked to lie in RAM.
                 let bytes = self.give_back(ram, segment.address.0, u64::from(segment.length)).unwrap_or(0);
-                lock(&self.host.shared).reported_bytes += bytes;
+                let mut shared = lock(&self.host.shared);
+                shared.reported_bytes = shared.reported_bytes.saturating_add(bytes);
             }
         }
         chain.writable.len()
@@ -128,7 +174,15 @@ impl Balloon {
 
     /// [`discard`], where a refusal by the host (locked or huge pages) costs memory but not the device.
     fn give_back(&mut self, ram: &GuestRam, start: u64, bytes: u64) -> Option<u64> {
-        match discard(ram, start, bytes)? {
+        let how = match (self.how)() {
+            GiveBack::Replace if self.replaced == MAX_REPLACED => GiveBack::Keep,
+            GiveBack::Replace => {
+                self.replaced += 1;
+                GiveBack::Replace
+            }
+            how => how,
+        };
+        match discard(ram, start, bytes, how)? {
             Ok(bytes) => Some(bytes),
             Err(error) => {
                 if !self.refused {
@@ -148,7 +202,9 @@ impl Balloon {
                 break;
             }
             let Some(chain) = io.pop(STATS)? else { break };
-            self.read_stats(&chain, io.ram);
+            if !std::mem::take(&mut self.stats_known) {
+                self.read_stats(&chain, io.ram);
+            }
             if let Some(earlier) = self.stats_head.replace(chain.head) {
                 io.complete(STATS, earlier, 0)?;
                 io.signal(STATS)?;
@@ -170,7 +226,7 @@ impl Balloon {
             };
             *slot = Some(u64::from_le_bytes(value));
         }
-        shared.stats_updates += 1;
+        shared.stats_updates = shared.stats_updates.saturating_add(1);
     }
 
     /// Returns the kept buffer, which is how the driver is asked for the next statistics.
@@ -257,11 +313,16 @@ impl VirtioDevice for Balloon {
         self.ask_stats(io)
     }
 
-    /// The statistics buffer goes back into the ring, and is taken and read again after a resume.
+    /// The statistics buffer goes back into the ring, and is taken again after a resume.
     fn quiesce(&mut self, io: &mut Io) -> Result<(), Fault> {
         if self.stats_head.take().is_some() {
+            self.stats_known = true;
             io.put_back(STATS);
         }
+        Ok(())
+    }
+
+    fn moved(&mut self, _io: &mut Io) -> Result<(), Fault> {
         Ok(())
     }
 
@@ -269,9 +330,48 @@ impl VirtioDevice for Balloon {
     fn reset(&mut self) {
         self.active = false;
         self.stats_head = None;
+        self.stats_known = false;
         self.poison = 0;
         self.refused = false;
         let mut shared = lock(&self.host.shared);
-        *shared = handle::Shared { target_pages: shared.target_pages, ..Default::default() };
+        *shared = Shared { target_pages: shared.target_pages, ..Default::default() };
+    }
+
+    fn save(&self) -> Saved {
+        let Self { host, active: _, stats_head: _, stats_known, poison, refused: _, how: _, replaced: _ } = self;
+        let Shared { target_pages, actual_pages, stats, stats_updates, stats_wanted, target_news, reported_bytes } =
+            lock(&host.shared).clone();
+        let (stats_known, poison) = (*stats_known, *poison);
+        let state = State {
+            target_pages,
+            actual_pages,
+            stats,
+            stats_updates,
+            stats_wanted,
+            stats_known,
+            target_news,
+            reported_bytes,
+            poison,
+        };
+        Saved::of(1, &state)
+    }
+
+    /// Takes any numbers: they are shown and compared, and none is a size.
+    fn restore(&mut self, saved: &Saved) -> Result<(), StateError> {
+        let State {
+            target_pages,
+            actual_pages,
+            stats,
+            stats_updates,
+            stats_wanted,
+            stats_known,
+            target_news,
+            reported_bytes,
+            poison,
+        } = saved.decode(1)?;
+        *lock(&self.host.shared) =
+            Shared { target_pages, actual_pages, stats, stats_updates, stats_wanted, target_news, reported_bytes };
+        (self.stats_known, self.poison) = (stats_known, poison);
+        Ok(())
     }
 }

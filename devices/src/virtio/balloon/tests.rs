@@ -128,7 +128,7 @@ fn pages_of_shared_memory_are_freed_too() {
     ram.write_slice(&[0xa5; 8 * PAGE_BYTES as usize], GuestAddress(0)).unwrap();
     let blocks = || std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap()) * 512;
     assert_eq!(blocks(), 8 * PAGE_BYTES);
-    assert_eq!(discard(&ram, 0, 4 * PAGE_BYTES).unwrap().unwrap(), 4 * PAGE_BYTES);
+    assert_eq!(discard(&ram, 0, 4 * PAGE_BYTES, GiveBack::Release).unwrap().unwrap(), 4 * PAGE_BYTES);
     assert_eq!(blocks(), 4 * PAGE_BYTES);
 }
 
@@ -137,7 +137,7 @@ fn a_range_over_two_regions_is_given_back_in_both() {
     let ranges = [(GuestAddress(0), 2 * PAGE_BYTES as usize), (GuestAddress(2 * PAGE_BYTES), 2 * PAGE_BYTES as usize)];
     let ram = GuestRam::from_ranges(&ranges).unwrap();
     ram.write_slice(&[0xa5; 4 * PAGE_BYTES as usize], GuestAddress(0)).unwrap();
-    assert_eq!(discard(&ram, PAGE_BYTES, 2 * PAGE_BYTES).unwrap().unwrap(), 2 * PAGE_BYTES);
+    assert_eq!(discard(&ram, PAGE_BYTES, 2 * PAGE_BYTES, GiveBack::Release).unwrap().unwrap(), 2 * PAGE_BYTES);
     assert_eq!(backed(&ram, 0, 2), [true, false]);
     assert_eq!(backed(&ram, 2 * PAGE_BYTES, 2), [false, true]);
 }

@@ -159,7 +159,12 @@ impl Flight {
         if code == Some(libc::EOPNOTSUPP) && self.verb == Verb::Discard {
             return Next::Answer(Status::Unsupported, None);
         }
-        // A block device zeroes whole blocks only, and says EINVAL to parts.
+        // A block device says EINVAL to parts of its blocks, which may be larger than those that the guest was told of.
+        // To keep the contents is one of the ways to discard them.
+        if code == Some(libc::EINVAL) && ground.block_device && self.verb == Verb::Discard {
+            return Next::Answer(Status::Ok, None);
+        }
+        // Zeroing parts has other ways.
         let cannot = code == Some(libc::EOPNOTSUPP) || (ground.block_device && code == Some(libc::EINVAL));
         if cannot && let Step::Allocate(way) = self.step {
             // Zeroing has another way on any image: by ZERO_RANGE, else by writing.

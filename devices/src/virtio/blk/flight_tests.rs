@@ -109,6 +109,16 @@ fn a_discard_the_host_cannot_do_is_unsupported() {
 }
 
 #[test]
+fn a_discard_of_parts_of_a_devices_block_keeps_them() {
+    let story = |block_device| {
+        let ground = Ground { block_device, ..ground(512) };
+        script(Verb::Discard, 0, 512, ground).play(&[-i64::from(libc::EINVAL)])
+    };
+    assert_eq!(story(true), ["discard 0+512", "Ok"]);
+    assert_eq!(story(false), ["punch 0+512", "IoError reported"]);
+}
+
+#[test]
 fn without_a_flush_every_change_is_made_durable() {
     let through = || Ground { through: true, ..ground(512) };
     assert_eq!(script(Verb::Write, 0, 512, through()).play(&[512]), ["write 0+512!", "Ok"]);

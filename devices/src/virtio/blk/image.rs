@@ -1,4 +1,4 @@
-//! An opened disk image: a raw file or a block device, locked, with what must be known of it before I/O.
+//! An opened disk image: a raw file or a block device, its lock, and what must be known of it before I/O.
 //!
 //! It knows nothing of virtio. Sizes are bytes.
 
@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Unit of virtio-blk's addresses, bytes (virtio 1.2, 5.2.4).
 pub const SECTOR_BYTES: u64 = 512;
@@ -18,6 +19,9 @@ pub const SECTOR_BYTES: u64 = 512;
 pub const MAX_ALIGNMENT: u64 = 64 << 10;
 /// Largest alignment of buffers accepted: a page.
 const MAX_MEMORY_ALIGNMENT: u64 = 4096;
+/// Places that [`Image::sample`] looks at, and bytes it takes of each.
+const SAMPLES: u64 = 16;
+const SAMPLE_BYTES: u64 = 4096;
 
 /// Why an image cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +92,33 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
+    /// The lock cannot be given back.
+    #[error("cannot unlock disk image {}", path.display())]
+    Unlock {
+        /// As given.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// What was written may not be durable.
+    #[error("cannot flush disk image {}", path.display())]
+    Flush {
+        /// As given.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It cannot be read.
+    #[error("cannot read disk image {}", path.display())]
+    Read {
+        /// As given.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Size or block size could not be found out.
     #[error("cannot find out the size of disk image {}", path.display())]
     Probe {
@@ -118,27 +149,38 @@ pub struct Topology {
     pub physical: u32,
 }
 
-/// An opened and locked image. Clones share the open file description and with it the lock, which ends with the last
-/// of them: keep one while the machine is rebuilt for a guest's reboot.
+/// An opened image. Clones share the open file description and with it the lock, which ends with [`Self::unlock`] or with
+/// the last of them: keep one while the machine is rebuilt for a guest's reboot.
 #[derive(Clone, Debug)]
 pub struct Image {
     file: Arc<File>,
     path: PathBuf,
     size_bytes: u64,
     readonly: bool,
+    direct: bool,
     block_device: bool,
     alignment: Alignment,
     topology: Topology,
 }
 
 impl Image {
-    /// Opens and locks `path`: alone if it may be written, together with other readers if `readonly`. `direct` goes
+    /// Opens and locks `path`: [`Self::open_unlocked`], then [`Self::lock`].
+    ///
+    /// # Errors
+    /// See [`ImageError`].
+    pub fn open(path: &Path, readonly: bool, direct: bool) -> Result<Self, ImageError> {
+        let image = Self::open_unlocked(path, readonly, direct)?;
+        image.lock()?;
+        Ok(image)
+    }
+
+    /// Opens `path`, and leaves it to whoever has it locked: nothing may be written before [`Self::lock`]. `direct` goes
     /// past the host's page cache (O_DIRECT); a filesystem that cannot is an error, not a silent fallback, since
     /// what is lost is the coherence that shared storage and migration count on.
     ///
     /// # Errors
     /// See [`ImageError`].
-    pub fn open(path: &Path, readonly: bool, direct: bool) -> Result<Self, ImageError> {
+    pub fn open_unlocked(path: &Path, readonly: bool, direct: bool) -> Result<Self, ImageError> {
         let failed = |source| ImageError::Open { path: path.to_owned(), source };
         // Looked at before it is opened: opening a FIFO would wait for its other end.
         let kind = std::fs::metadata(path).map_err(failed)?.file_type();
@@ -152,14 +194,10 @@ impl Image {
             Some(libc::EINVAL) if direct => ImageError::Direct { path: path.to_owned(), source },
             _ => failed(source),
         })?;
-        lock::take(&file, !readonly).map_err(|denied| match denied {
-            Denied::Held(holder) => ImageError::Locked { path: path.to_owned(), holder },
-            Denied::Failed(source) => ImageError::Lock { path: path.to_owned(), source },
-        })?;
-        Self::probe(file, path, readonly)
+        Self::probe(file, path, readonly, direct)
     }
 
-    fn probe(mut file: File, path: &Path, readonly: bool) -> Result<Self, ImageError> {
+    fn probe(mut file: File, path: &Path, readonly: bool, direct: bool) -> Result<Self, ImageError> {
         let failed = |source| ImageError::Probe { path: path.to_owned(), source };
         let metadata = file.metadata().map_err(failed)?;
         let block_device = metadata.file_type().is_block_device();
@@ -183,7 +221,87 @@ impl Image {
             Topology { logical: 512, physical: u32::try_from(block).unwrap_or(4096) }
         };
         let path = path.to_owned();
-        Ok(Self { file: Arc::new(file), path, size_bytes, readonly, block_device, alignment, topology })
+        Ok(Self { file: Arc::new(file), path, size_bytes, readonly, direct, block_device, alignment, topology })
+    }
+
+    /// Locks it: alone if it may be written, together with other readers if not. Does not wait. Once locked it stays so,
+    /// however often this is called.
+    ///
+    /// # Errors
+    /// A lock in the way, with its holder where that can be found, or a filesystem without locks.
+    pub fn lock(&self) -> Result<(), ImageError> {
+        let path = self.path.clone();
+        lock::take(&self.file, !self.readonly).map_err(|denied| match denied {
+            Denied::Held(holder) => ImageError::Locked { path, holder },
+            Denied::Failed(source) => ImageError::Lock { path, source },
+        })
+    }
+
+    /// Gives the lock back: from here another may write. [`Self::flush`] before it.
+    ///
+    /// # Errors
+    /// When the filesystem does not answer; whether it is locked is not known then.
+    pub fn unlock(&self) -> Result<(), ImageError> {
+        sys::unlock(&self.file).map_err(|source| ImageError::Unlock { path: self.path.clone(), source })
+    }
+
+    /// Whether somebody else has a lock that stands in the way of [`Self::lock`]. True for an image that a VM elsewhere
+    /// writes to is the proof that both see the same file. Locks of one's own do not count, nor do those of other
+    /// readers for a read-only image.
+    ///
+    /// # Errors
+    /// A filesystem without locks.
+    pub fn is_locked_elsewhere(&self) -> Result<bool, ImageError> {
+        let failed = |source| ImageError::Lock { path: self.path.clone(), source };
+        sys::conflicts(&self.file, !self.readonly).map_err(failed)
+    }
+
+    /// Makes durable what was written (fdatasync).
+    ///
+    /// # Errors
+    /// A device that cannot.
+    pub fn flush(&self) -> Result<(), ImageError> {
+        self.file.sync_data().map_err(|source| ImageError::Flush { path: self.path.clone(), source })
+    }
+
+    /// A sample of what is in it: hashes of up to 16 blocks of 4 KiB, spread over it, the first and the last among them. Of an image
+    /// that nobody writes to, two that differ are of different contents; two that are equal are most likely the same image. It
+    /// is the same for every host and however the image is opened, and no defence against an image made to collide.
+    ///
+    /// # Errors
+    /// An image that cannot be read.
+    pub fn sample(&self) -> Result<Vec<u64>, ImageError> {
+        let failed = |source| ImageError::Read { path: self.path.clone(), source };
+        // Places that are aligned for every image, so that they are the same whatever this host asks for.
+        let last = (self.size_bytes - 1) / MAX_ALIGNMENT;
+        let mut places: Vec<u64> = (0..SAMPLES).map(|index| (last * index / (SAMPLES - 1)) * MAX_ALIGNMENT).collect();
+        places.dedup();
+        places.into_iter().map(|offset| Ok(xxh3_64(&self.read_block(offset).map_err(failed)?))).collect()
+    }
+
+    /// The up to [`SAMPLE_BYTES`] at `offset`, a multiple of [`MAX_ALIGNMENT`].
+    fn read_block(&self, offset: u64) -> io::Result<Vec<u8>> {
+        let rest = self.size_bytes - offset;
+        // A multiple of what O_DIRECT asks for, as the image's size is.
+        let length = SAMPLE_BYTES.max(self.alignment.offset).min(rest) as usize;
+        let wanted = SAMPLE_BYTES.min(rest) as usize;
+        let bounce = Bounce::new(length, MAX_MEMORY_ALIGNMENT as usize);
+        let mut buffers = Buffers::bounce(bounce, 0, length);
+        if (sys::read(&self.file, offset, &mut buffers)? as usize) < wanted {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut bounce = buffers.into_bounce();
+        let bytes = bounce.as_mut().and_then(|bounce| bounce.bytes().get(..wanted)).unwrap_or_default();
+        Ok(bytes.to_vec())
+    }
+
+    /// Forgets what the page cache holds of an image that goes through it, where that can be.
+    pub fn drop_cache(&self) {
+        if self.cached()
+            && let Err(errno) = rustix::fs::fadvise(&*self.file, 0, None, rustix::fs::Advice::DontNeed)
+        {
+            log::warn!("the page cache of {} stays: {errno}", self.path.display());
+        }
     }
 
     /// The descriptor, shared by all clones.
@@ -201,6 +319,11 @@ impl Image {
     /// Whether it may only be read.
     pub fn readonly(&self) -> bool {
         self.readonly
+    }
+    /// Whether what is written stays in this host's page cache at first, where another host that shares the image does not
+    /// see it.
+    pub fn cached(&self) -> bool {
+        !self.readonly && !self.direct
     }
     /// Whether it is a block device rather than a file.
     pub fn block_device(&self) -> bool {

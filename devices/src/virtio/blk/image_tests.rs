@@ -101,6 +101,78 @@ fn two_readers_share_an_image_and_a_writer_has_it_alone() {
     Image::open(&path, false, true).unwrap();
 }
 
+#[test]
+fn a_lock_is_handed_over() {
+    let path = scratch();
+    let source = Image::open(&path, false, true).unwrap();
+    // Opened beside it, as on the host that a VM comes to: it sees the lock, and is refused by name.
+    let target = Image::open_unlocked(&path, false, true).unwrap();
+    assert!(target.is_locked_elsewhere().unwrap() && !source.is_locked_elsewhere().unwrap());
+    assert!(matches!(target.lock(), Err(ImageError::Locked { holder: Holder::Itself, .. })));
+    source.lock().unwrap();
+    source.flush().unwrap();
+    source.unlock().unwrap();
+    source.unlock().unwrap();
+    assert!(!target.is_locked_elsewhere().unwrap());
+    target.lock().unwrap();
+    assert!(source.is_locked_elsewhere().unwrap());
+    assert!(matches!(source.lock(), Err(ImageError::Locked { .. })));
+    // The other image of the same name is not the same file.
+    let other = Image::open_unlocked(&scratch(), false, true).unwrap();
+    assert!(!other.is_locked_elsewhere().unwrap());
+    drop(source);
+    assert!(Image::open_unlocked(&path, true, true).unwrap().is_locked_elsewhere().unwrap(), "a reader is kept out");
+    drop(target);
+    let readers = [(); 2].map(|()| Image::open(&path, true, true).unwrap());
+    assert!(!readers[0].is_locked_elsewhere().unwrap(), "readers are not in each other's way");
+    assert!(Image::open_unlocked(&path, false, true).unwrap().is_locked_elsewhere().unwrap());
+}
+
+#[test]
+fn an_image_written_through_the_page_cache_is_told_apart() {
+    let path = scratch();
+    let cached = |readonly, direct| Image::open(&path, readonly, direct).unwrap().cached();
+    assert_eq!([cached(false, false), cached(false, true), cached(true, false)], [true, false, false]);
+}
+
+#[test]
+fn a_fingerprint_tells_images_apart_and_does_not_depend_on_how_they_are_opened() {
+    let path = scratch();
+    let digest = |direct| Image::open(&path, true, direct).unwrap().sample().unwrap();
+    let first = digest(true);
+    assert_eq!(first, digest(false));
+    let coarse = Image::open(&path, true, true).unwrap();
+    let coarse = coarse.with_alignment(Alignment { memory: 4096, offset: 65536 });
+    assert_eq!(first, coarse.sample().unwrap());
+    // It is written down by one program and compared by another, so it must not change.
+    assert_eq!(first.iter().fold(0, |sum, hash| sum ^ hash), DIGEST);
+    drop(coarse);
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let write = |bytes: &[u8], at| std::os::unix::fs::FileExt::write_all_at(&file, bytes, at).unwrap();
+    // Its first, its last and a middle place, one byte each; then its size.
+    let mut seen = vec![first];
+    for offset in [100, (4 << 20) - 65536 + 4095, 33 * 65536 + 7] {
+        write(b"\xfe", offset);
+        seen.push(digest(true));
+    }
+    file.set_len(8 << 20).unwrap();
+    seen.push(digest(true));
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen.len(), 5);
+    for length in [512, 4096, 4608, 65536, 65536 + 512] {
+        file.set_len(length).unwrap();
+        seen.push(Image::open(&path, true, false).unwrap().sample().unwrap());
+    }
+    seen.sort_unstable();
+    seen.dedup();
+    // 4096, 4608 and 65536 bytes have the same first 4 KiB and nothing else that is looked at; sizes are compared apart.
+    assert_eq!(seen.len(), 8, "small images have one, too");
+}
+
+/// That of what [`scratch`] makes.
+const DIGEST: u64 = 5_985_838_675_153_420_848;
+
 /// Names the image to the child that [`the_holder_of_a_lock_is_named`] starts of itself.
 const HOLD: &str = "STERNA_TEST_HOLD_IMAGE";
 

@@ -13,6 +13,7 @@ mod lock;
 mod op;
 mod request;
 mod ring;
+mod state;
 mod sys;
 mod traffic;
 mod worker;
@@ -26,12 +27,15 @@ mod loop_tests;
 #[cfg(test)]
 mod random_tests;
 #[cfg(test)]
+mod state_tests;
+#[cfg(test)]
 mod testing;
 
 pub use image::{Alignment, Image, ImageError, SECTOR_BYTES, Topology};
 pub use lock::Holder;
 
 use super::{Backend, Fault, Io, VirtioDevice};
+use crate::state::{Saved, StateError};
 use engine::Engine;
 use event::Event;
 use flight::Ground;
@@ -75,12 +79,16 @@ pub struct Blk {
     /// Serial number, padded with zeroes; also names the disk in the log.
     id: [u8; ID_BYTES],
     name: String,
+    /// Block sizes as the guest is told: the image's, or those of where the guest comes from.
+    topology: Topology,
     config: [u8; CONFIG_BYTES],
     /// Signalled when I/O has ended. It outlives the driver: the event loop may still wait for it after a reset, when a
     /// descriptor closed and opened again under the same number would go unwatched.
     completed: Event,
     /// There while the driver runs.
     traffic: Option<Traffic>,
+    /// Made at a restore for the driver to come: an io_uring takes up to 0.1 ms, and the guest stands still at `activate`.
+    spare: Option<Engine>,
 }
 
 impl Blk {
@@ -89,17 +97,16 @@ impl Blk {
     /// # Errors
     /// A serial number of more than 20 bytes or that is not printable ASCII; no descriptor left.
     pub fn new(image: Image, serial: &str) -> Result<Self, BlkError> {
-        let mut id = [0; ID_BYTES];
-        match id.get_mut(..serial.len()) {
-            Some(place) if serial.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') => {
-                place.copy_from_slice(serial.as_bytes());
-            }
-            _ => return Err(BlkError::Serial { serial: serial.to_owned() }),
-        }
+        let id = padded(serial).ok_or_else(|| BlkError::Serial { serial: serial.to_owned() })?;
         let name = format!("{serial} ({})", image.path().display());
-        let config = config(&image);
+        let topology = image.topology();
+        let config = config(image.size_bytes(), topology);
         let completed = Event::new().map_err(BlkError::Event)?;
-        Ok(Self { image, id, name, config, completed, traffic: None })
+        Ok(Self { image, id, name, topology, config, completed, traffic: None, spare: None })
+    }
+
+    fn engine(&self) -> Engine {
+        Engine::new(Arc::clone(self.image.file()), self.completed.clone(), &self.name)
     }
 
     /// The image, to be kept for the next machine when this one is rebuilt.
@@ -108,9 +115,16 @@ impl Blk {
     }
 }
 
+/// A serial number as it goes over the wire, if it can.
+fn padded(serial: &str) -> Option<[u8; ID_BYTES]> {
+    let mut id = [0; ID_BYTES];
+    id.get_mut(..serial.len())?.copy_from_slice(serial.as_bytes());
+    serial.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ').then_some(id)
+}
+
 /// `struct virtio_blk_config` (5.2.4).
-fn config(image: &Image) -> [u8; CONFIG_BYTES] {
-    let Topology { logical, physical } = image.topology();
+fn config(size_bytes: u64, topology: Topology) -> [u8; CONFIG_BYTES] {
+    let Topology { logical, physical } = topology;
     let exponent = (physical / logical).max(1).ilog2();
     let sectors_a_block = logical / SECTOR_BYTES as u32;
     let mut config = [0; CONFIG_BYTES];
@@ -119,7 +133,7 @@ fn config(image: &Image) -> [u8; CONFIG_BYTES] {
             place.copy_from_slice(bytes);
         }
     };
-    field(0, &(image.size_bytes() / SECTOR_BYTES).to_le_bytes());
+    field(0, &(size_bytes / SECTOR_BYTES).to_le_bytes());
     // seg_max: header and status take one descriptor each.
     field(12, &u32::from(SLOTS - 2).to_le_bytes());
     field(20, &logical.to_le_bytes());
@@ -172,7 +186,7 @@ impl VirtioDevice for Blk {
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, io: &mut Io) -> Result<(), Fault> {
-        let engine = Engine::new(Arc::clone(self.image.file()), self.completed.clone(), &self.name);
+        let engine = self.spare.take().unwrap_or_else(|| self.engine());
         let ground = Ground {
             // Shares the regions, so that they stay mapped as long as the kernel may write there.
             ram: Arc::new(io.ram.clone()),
@@ -201,7 +215,19 @@ impl VirtioDevice for Blk {
         self.traffic.as_mut().map_or(Ok(()), |traffic| traffic.quiesce(io))
     }
 
+    fn moved(&mut self, _io: &mut Io) -> Result<(), Fault> {
+        Ok(())
+    }
+
     fn reset(&mut self) {
         self.traffic = None;
+    }
+
+    fn save(&self) -> Saved {
+        self.saved()
+    }
+
+    fn restore(&mut self, saved: &Saved) -> Result<(), StateError> {
+        self.take_over(saved)
     }
 }

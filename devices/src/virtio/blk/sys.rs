@@ -134,12 +134,36 @@ pub fn discard(file: &File, offset: u64, length: u64) -> io::Result<()> {
     counted(unsafe { libc::ioctl(file.as_raw_fd(), BLKDISCARD, range.as_ptr()) } as libc::ssize_t).map(drop)
 }
 
-/// Takes an OFD lock on all of `file` without waiting: a write lock if `exclusive`, else a read lock. The lock belongs
-/// to the open file description and ends with the last descriptor of it.
-pub fn lock(file: &File, exclusive: bool) -> io::Result<()> {
-    let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
-    // Start and length 0 mean the whole file, however long; the process id must be 0 for OFD locks.
-    let whole = libc::flock { l_type: kind as _, l_whence: libc::SEEK_SET as _, l_start: 0, l_len: 0, l_pid: 0 };
+/// An OFD lock of `kind` on a whole file: start and length 0, however long it is; the process id must be 0.
+fn whole(kind: i32) -> libc::flock {
+    libc::flock { l_type: kind as _, l_whence: libc::SEEK_SET as _, l_start: 0, l_len: 0, l_pid: 0 }
+}
+
+fn lock_kind(exclusive: bool) -> i32 {
+    if exclusive { libc::F_WRLCK } else { libc::F_RDLCK }
+}
+
+fn set_lock(file: &File, kind: i32) -> io::Result<()> {
+    let lock = whole(kind);
     // SAFETY: F_OFD_SETLK reads one `flock`, which outlives the call.
-    counted(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const whole) } as libc::ssize_t).map(drop)
+    counted(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } as libc::ssize_t).map(drop)
+}
+
+/// Takes an OFD lock on all of `file` without waiting: a write lock if `exclusive`, else a read lock. The lock belongs
+/// to the open file description and ends with [`unlock`] or with the last descriptor of it.
+pub fn lock(file: &File, exclusive: bool) -> io::Result<()> {
+    set_lock(file, lock_kind(exclusive))
+}
+
+/// Gives back what [`lock`] took; without a lock nothing happens.
+pub fn unlock(file: &File) -> io::Result<()> {
+    set_lock(file, libc::F_UNLCK)
+}
+
+/// Whether another open file description has a lock that stands in the way of [`lock`].
+pub fn conflicts(file: &File, exclusive: bool) -> io::Result<bool> {
+    let mut lock = whole(lock_kind(exclusive));
+    // SAFETY: F_OFD_GETLK reads and writes one `flock`, which outlives the call.
+    counted(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) } as libc::ssize_t)?;
+    Ok(i32::from(lock.l_type) != libc::F_UNLCK)
 }

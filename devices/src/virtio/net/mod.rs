@@ -6,43 +6,56 @@
 //! the header breaks the protocol and is a [`Fault`], since the ring offers no way to say so for one chain.
 //! While the machine is paused, or has no buffers, frames wait in the tap's own queue.
 
+mod announce;
+mod control;
 mod counters;
 mod holders;
 mod port;
 mod receive;
+#[cfg(test)]
+mod state_tests;
 mod tap;
 #[cfg(test)]
 mod tap_tests;
 #[cfg(test)]
 mod tests;
 
+pub use announce::{NetHandle, announce_delays, rarp_frame};
 pub use counters::{Counters, Direction, Traffic};
 pub use port::{Offload, Port};
 pub use tap::{Tap, TapError};
 
 use super::{BUDGET, Backend, Chain, Fault, Io, VirtioDevice};
+use crate::state::{Saved, StateError};
 use port::write_frame;
 use receive::{Receiver, Step};
+use serde::{Deserialize, Serialize};
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC,
-    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_STATUS, VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP,
 };
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
 
 const RX: usize = 0;
 const TX: usize = 1;
+const CONTROL: usize = 2;
 
 /// `struct virtio_net_hdr_v1`.
 const HEADER_BYTES: usize = 12;
 /// Largest frame with its header: 14 bytes of Ethernet, 64 KiB and the header (virtio 1.2, section 5.1.6.3.1).
 const FRAME_BYTES: usize = HEADER_BYTES + 14 + 65536;
 
-/// Offered features. There is no control queue, so neither filters nor GUEST_ANNOUNCE.
-const FEATURES: [u32; 12] = [
+/// Smallest MTU that may be offered (virtio 1.2, section 5.1.4.1).
+const MIN_MTU: u16 = 68;
+
+/// Offered features. The control queue is there for GUEST_ANNOUNCE alone: the device filters nothing.
+const FEATURES: [u32; 14] = [
     VIRTIO_NET_F_CSUM,
     VIRTIO_NET_F_GUEST_CSUM,
     VIRTIO_NET_F_MTU,
@@ -55,18 +68,35 @@ const FEATURES: [u32; 12] = [
     VIRTIO_NET_F_HOST_ECN,
     VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_F_CTRL_VQ,
+    VIRTIO_NET_F_GUEST_ANNOUNCE,
 ];
+
+/// What an interface takes along, version 1. Whether its link is up, the new host's port says; a frame that waited for
+/// buffers is lost like one on the wire.
+#[derive(Serialize, Deserialize)]
+struct State {
+    mac: [u8; 6],
+    mtu: u16,
+    announcing: bool,
+}
 
 /// The device.
 pub struct Net<P: Port = Tap> {
     /// The host's end of the cable.
-    port: P,
+    port: Arc<P>,
     /// The guest's address.
     mac: [u8; 6],
+    /// What the guest was told, which the port of another host may exceed.
+    mtu: u16,
     /// DRIVER_OK was set.
     active: bool,
     /// The port still gives frames. Survives a reset: a tap that was deleted does not come back.
     link_up: bool,
+    /// The guest is asked to announce itself and has not said that it did (VIRTIO_NET_S_ANNOUNCE).
+    announcing: bool,
+    /// The control queue's notification event, for [`NetHandle`].
+    bell: Arc<OnceLock<EventFd>>,
     receiver: Receiver,
     counters: Arc<Counters>,
 }
@@ -74,13 +104,27 @@ pub struct Net<P: Port = Tap> {
 impl<P: Port> Net<P> {
     /// A device for the guest's address `mac` on `port`, with the link up.
     pub fn new(port: P, mac: [u8; 6]) -> Self {
-        let counters = Arc::new(Counters::default());
-        Self { port, mac, active: false, link_up: true, receiver: Receiver::new(), counters }
+        Self {
+            mtu: port.mtu(),
+            port: Arc::new(port),
+            mac,
+            active: false,
+            link_up: true,
+            announcing: false,
+            bell: Arc::default(),
+            receiver: Receiver::new(),
+            counters: Arc::default(),
+        }
     }
 
     /// What went through, readable while the device runs.
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
+    }
+
+    /// Announces the interface while the device runs.
+    pub fn handle(&self) -> NetHandle<P> {
+        NetHandle { port: Arc::clone(&self.port), mac: self.mac, bell: Arc::clone(&self.bell) }
     }
 
     fn receive(&mut self, io: &mut Io) -> Result<(), Fault> {
@@ -90,7 +134,7 @@ impl<P: Port> Net<P> {
         let mut delivered = false;
         // The port is waited on level-triggered, so what is beyond the budget needs no reminder.
         for _ in 0..BUDGET {
-            match self.receiver.step(&self.port, io)? {
+            match self.receiver.step(&*self.port, io)? {
                 Step::Delivered(bytes) => {
                     self.counters.received.count(bytes);
                     delivered = true;
@@ -122,6 +166,17 @@ impl<P: Port> Net<P> {
         if taken != 0 { io.signal(TX) } else { Ok(()) }
     }
 
+    /// Answers commands, and interrupts a driver that still has not announced itself: it may have been looking away.
+    fn control(&mut self, io: &mut Io) -> Result<(), Fault> {
+        if control::serve(io)? {
+            self.announcing = false;
+        }
+        if self.announcing {
+            io.config_changed();
+        }
+        Ok(())
+    }
+
     /// Sends one frame or drops it: the tap has no room (EAGAIN), is down (EIO), or finds the header or the frame
     /// wrong (EINVAL). Waiting for room instead would let one busy bridge hold up the guest's whole queue.
     fn send(&self, chain: &Chain, io: &Io) -> Result<(), Fault> {
@@ -129,7 +184,7 @@ impl<P: Port> Net<P> {
         if bytes < HEADER_BYTES as u64 {
             return Err(Fault::Malformed { queue: TX, what: "a frame to send is shorter than the header" });
         }
-        let sent = bytes <= FRAME_BYTES as u64 && write_frame(&self.port, io.ram, &chain.readable).is_ok();
+        let sent = bytes <= FRAME_BYTES as u64 && write_frame(&*self.port, io.ram, &chain.readable).is_ok();
         if sent {
             self.counters.sent.count(bytes - HEADER_BYTES as u64);
         } else {
@@ -149,7 +204,7 @@ impl<P: Port> VirtioDevice for Net<P> {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[256, 256]
+        &[256, 256, 64]
     }
 
     fn features(&self) -> u64 {
@@ -157,10 +212,11 @@ impl<P: Port> VirtioDevice for Net<P> {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let status = if self.link_up { VIRTIO_NET_S_LINK_UP as u16 } else { 0 };
+        let link = if self.link_up { VIRTIO_NET_S_LINK_UP } else { 0 };
+        let announce = if self.announcing { VIRTIO_NET_S_ANNOUNCE } else { 0 };
+        let status = (link | announce) as u16;
         let mut config = [0; 12];
-        let fields =
-            self.mac.into_iter().chain(status.to_le_bytes()).chain([0; 2]).chain(self.port.mtu().to_le_bytes());
+        let fields = self.mac.into_iter().chain(status.to_le_bytes()).chain([0; 2]).chain(self.mtu.to_le_bytes());
         config.iter_mut().zip(fields).for_each(|(to, from)| *to = from);
         let wanted = usize::try_from(offset).ok().and_then(|at| config.get(at..)).unwrap_or_default();
         data.fill(0);
@@ -181,6 +237,13 @@ impl<P: Port> VirtioDevice for Net<P> {
             let attempt = "set the offloads of the tap interface";
             self.port.set_offload(offload).map_err(|source| Fault::Backend { attempt, source })?;
         }
+        self.announcing &= io.has_feature(VIRTIO_NET_F_GUEST_ANNOUNCE);
+        // Without it an announcement is not repeated; nothing else is lost.
+        if self.bell.get().is_none()
+            && let Some(bell) = io.doorbell(CONTROL).and_then(|bell| bell.try_clone().ok())
+        {
+            let _first = self.bell.set(bell);
+        }
         self.active = true;
         Ok(())
     }
@@ -192,6 +255,7 @@ impl<P: Port> VirtioDevice for Net<P> {
                 self.receive(io)
             }
             TX if self.active => self.transmit(io),
+            CONTROL if self.active => self.control(io),
             _ => Ok(()),
         }
     }
@@ -210,13 +274,46 @@ impl<P: Port> VirtioDevice for Net<P> {
         Ok(())
     }
 
+    /// Asks the guest to announce itself. The interrupt comes in any case: the link may be another one.
+    fn moved(&mut self, io: &mut Io) -> Result<(), Fault> {
+        self.announcing |= io.has_feature(VIRTIO_NET_F_GUEST_ANNOUNCE);
+        io.config_changed();
+        Ok(())
+    }
+
     fn reset(&mut self) {
         self.active = false;
+        self.announcing = false;
         self.receiver.reset();
         // The next driver says what it takes before it gets any frame; until then the tap completes them itself.
         let offload = if self.link_up { self.port.set_offload(Offload::default()) } else { Ok(()) };
         if let Err(error) = offload {
             log::warn!("{}: cannot switch off the offloads ({error})", self.port.name());
         }
+    }
+
+    fn save(&self) -> Saved {
+        let Self { port: _, mac, mtu, active: _, link_up: _, announcing, bell: _, receiver: _, counters: _ } = self;
+        Saved::of(1, &State { mac: *mac, mtu: *mtu, announcing: *announcing })
+    }
+
+    fn restore(&mut self, saved: &Saved) -> Result<(), StateError> {
+        let State { mac, mtu, announcing } = saved.decode(1)?;
+        let (name, largest) = (self.port.name(), self.port.mtu());
+        if mac != self.mac {
+            let text = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
+            return Err(StateError::Value(format!(
+                "it is of the interface {}, and this one is {}",
+                text(mac),
+                text(self.mac)
+            )));
+        }
+        if !(MIN_MTU..=largest).contains(&mtu) {
+            return Err(StateError::Value(format!(
+                "the guest was told an MTU of {mtu}, and interface {name} takes {MIN_MTU} to {largest}"
+            )));
+        }
+        (self.mtu, self.announcing) = (mtu, announcing);
+        Ok(())
     }
 }

@@ -28,7 +28,7 @@ pub struct Offload {
 }
 
 /// The host's end of the cable. Non-blocking.
-pub trait Port: AsFd + Send {
+pub trait Port: AsFd + Send + Sync {
     /// What people call it.
     fn name(&self) -> &str;
     /// Largest packet without the Ethernet header, bytes.

@@ -212,3 +212,34 @@ fn a_deleted_tap_takes_the_link_down() {
         assert!(net.backend().is_none(), "a tap that is gone does not come back");
     });
 }
+
+#[test]
+fn an_announcement_reaches_the_other_ports_of_the_bridge() {
+    in_namespace("an_announcement_reaches_the_other_ports_of_the_bridge", || {
+        let mut driver = Driver::new(&[256, 256]);
+        let net = device(&mut driver);
+        let other = Tap::open("tern1", true).unwrap();
+        ip("link add br0 type bridge");
+        for port in ["tern0", "tern1"] {
+            ip(&format!("link set dev {port} master br0"));
+        }
+        ip("link set dev br0 up");
+        let handle = net.handle();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let arrived = || {
+            let mut bytes = [0; 2048];
+            let length = rustix::io::read(&other, &mut bytes).ok()?;
+            Some(bytes[..length].to_vec())
+        };
+        // A port forwards once the bridge has seen its carrier, which nothing tells; the host has things of its own to say.
+        loop {
+            assert!(Instant::now() < deadline, "no announcement came through the bridge");
+            handle.announce_once().unwrap();
+            let mut descriptors = [PollFd::new(&other, PollFlags::IN)];
+            poll(&mut descriptors, Some(&Timespec::try_from(Duration::from_millis(50)).unwrap())).unwrap();
+            if std::iter::from_fn(arrived).any(|frame| frame[HEADER_BYTES..] == rarp_frame(MAC)) {
+                break;
+            }
+        }
+    });
+}

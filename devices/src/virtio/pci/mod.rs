@@ -9,6 +9,7 @@
 mod events;
 mod layout;
 mod registers;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -162,8 +163,15 @@ impl VirtioPci {
     pub fn resume(&mut self) {
         if std::mem::take(&mut self.paused) {
             self.start();
+            self.msix.deliver_all();
             self.look_again();
         }
+    }
+
+    /// Tells the device that the machine has just started on a new host, or goes on after a failed move. Comes after
+    /// [`Self::resume`], and before the vCPUs run.
+    pub fn moved(&mut self) {
+        self.react(|device, io| device.moved(io));
     }
 
     /// Features offered to the driver.
@@ -195,8 +203,7 @@ impl VirtioPci {
 
     /// Stops the device until its driver resets it, and says why.
     fn fail(&mut self, fault: &Fault) {
-        let causes = std::iter::successors(fault.source(), |cause: &&(dyn Error + 'static)| (*cause).source());
-        let reason = causes.fold(fault.to_string(), |reason, cause| format!("{reason}: {cause}"));
+        let reason = with_causes(fault);
         self.faults = self.faults.saturating_add(1);
         if self.faults <= LOGGED_FAULTS {
             let last = if self.faults == LOGGED_FAULTS { "; its further faults are not logged" } else { "" };
@@ -228,19 +235,20 @@ impl VirtioPci {
     }
 
     fn features_acceptable(&self) -> bool {
-        let features = self.registers.driver_features;
         self.registers.has(status::ACKNOWLEDGE | status::DRIVER)
-            && features & !self.offered() == 0
-            && features & 1 << VIRTIO_F_VERSION_1 != 0
+            && registers::acceptable(self.registers.driver_features, self.offered())
     }
 
     /// Activates the device if its driver is ready and that has not been done: at DRIVER_OK, or at the end of a pause
-    /// in which DRIVER_OK came.
+    /// in which DRIVER_OK or a state with it came.
     fn start(&mut self) {
         if self.active || self.paused || self.fault.is_some() || !self.registers.has(status::DRIVER_OK) {
             return;
         }
-        if let Err(fault) = self.set_up_queues() {
+        // Those of a restored device stand where they stood.
+        let fresh = self.queues.iter().all(|queue| !queue.ready());
+        if fresh && let Err(fault) = set_up_queues(&mut self.queues, &self.registers, &self.ram) {
+            self.queues.iter_mut().for_each(Queue::reset);
             self.fail(&fault);
             return;
         }
@@ -248,20 +256,6 @@ impl VirtioPci {
         self.react(|device, io| device.activate(io));
         self.bind_doorbells();
         self.look_again();
-    }
-
-    fn set_up_queues(&mut self) -> Result<(), Fault> {
-        let event_idx = self.registers.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
-        for (index, (queue, registers)) in self.queues.iter_mut().zip(&self.registers.queues).enumerate() {
-            queue.reset();
-            if registers.enabled {
-                registers.configure(index, queue, event_idx)?;
-                if !queue.is_valid(&*self.ram) {
-                    return Err(Fault::Malformed { queue: index, what: "the rings do not lie in guest RAM" });
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Makes the event loop look at each queue, and at what the device waits for.
@@ -293,10 +287,10 @@ impl VirtioPci {
         self.wake();
     }
 
-    /// Binds the doorbell of each queue of an active device to its notification address, and undoes bindings that no
-    /// longer hold. Where a binding fails, notifications arrive as register writes.
+    /// Binds the doorbell of each queue that is in use to its notification address, and undoes bindings that no longer
+    /// hold. Where a binding fails, notifications arrive as register writes.
     fn bind_doorbells(&mut self) {
-        let base = self.config.bar().filter(|_| self.active).map(|bar| bar.start + u64::from(Region::Notify.offset()));
+        let base = self.config.bar().map(|bar| bar.start + u64::from(Region::Notify.offset()));
         for (index, (bound, doorbell)) in self.bound.iter_mut().zip(&self.doorbells).enumerate() {
             let enabled = self.queues.get(index).is_some_and(Queue::ready);
             let wanted = base.filter(|_| enabled).map(|base| base + index as u64 * u64::from(NOTIFY_STRIDE));
@@ -329,6 +323,26 @@ impl VirtioPci {
         let good = bar == 0 && matches!(bytes, 1 | 2 | 4) && target.is_multiple_of(bytes) && target < layout::BAR_BYTES;
         (touched && good).then_some((u64::from(target), bytes as usize))
     }
+}
+
+/// Makes `queues` what the driver set up in `registers`, with empty rings.
+fn set_up_queues(queues: &mut [Queue], registers: &Registers, ram: &GuestRam) -> Result<(), Fault> {
+    let event_idx = registers.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+    for (index, (queue, registers)) in queues.iter_mut().zip(&registers.queues).enumerate() {
+        queue.reset();
+        if registers.enabled {
+            registers.configure(index, queue, event_idx)?;
+            if !queue.is_valid(ram) {
+                return Err(Fault::Malformed { queue: index, what: "the rings do not lie in guest RAM" });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn with_causes(fault: &Fault) -> String {
+    let causes = std::iter::successors(fault.source(), |cause: &&(dyn Error + 'static)| (*cause).source());
+    causes.fold(fault.to_string(), |reason, cause| format!("{reason}: {cause}"))
 }
 
 impl PciFunction for VirtioPci {

@@ -4,6 +4,9 @@
 //! takes its new value. What a status write sets in motion is not decided here.
 
 use super::super::Fault;
+use crate::state::StateError;
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
@@ -45,6 +48,31 @@ const QUEUE_DESCRIPTORS: usize = 0x20;
 const QUEUE_DRIVER: usize = 0x28;
 const QUEUE_DEVICE: usize = 0x30;
 
+/// The registers as they are saved, named as in [`Registers`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct State {
+    pub device_feature_select: u32,
+    pub driver_feature_select: u32,
+    pub driver_features: u64,
+    pub config_vector: u16,
+    pub status: u8,
+    pub config_generation: u8,
+    pub isr: u8,
+    pub queue_select: u16,
+    pub queues: Vec<QueueState>,
+}
+
+/// A queue's registers as they are saved, named as in [`QueueRegisters`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct QueueState {
+    pub size: u16,
+    pub vector: u16,
+    pub enabled: bool,
+    pub descriptors: u64,
+    pub driver: u64,
+    pub device: u64,
+}
+
 /// What the driver has set up of one queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct QueueRegisters {
@@ -67,6 +95,23 @@ pub(super) struct QueueRegisters {
 impl QueueRegisters {
     fn new(max_size: u16) -> Self {
         Self { max_size, size: max_size, vector: NO_VECTOR, enabled: false, descriptors: 0, driver: 0, device: 0 }
+    }
+
+    fn save(&self) -> QueueState {
+        let Self { max_size: _, size, vector, enabled, descriptors, driver, device } = *self;
+        QueueState { size, vector, enabled, descriptors, driver, device }
+    }
+
+    /// These registers with what `saved` says.
+    fn restored(&self, index: usize, saved: &QueueState) -> Result<Self, StateError> {
+        let QueueState { size, vector, enabled, descriptors, driver, device } = *saved;
+        let max_size = self.max_size;
+        if !size.is_power_of_two() || size > max_size {
+            return Err(StateError::Value(format!(
+                "its queue {index} has a size of {size}, not a power of 2 up to {max_size}"
+            )));
+        }
+        Ok(Self { max_size, size, vector, enabled, descriptors, driver, device })
     }
 
     /// Makes `queue` what the driver set up. It is the caller's to see whether that lies in guest RAM.
@@ -128,6 +173,70 @@ impl Registers {
     pub(super) fn reset(&mut self) {
         let sizes: Vec<u16> = self.queues.iter().map(|queue| queue.max_size).collect();
         *self = Self::new(&sizes, self.vectors);
+    }
+
+    /// What is to be saved of them.
+    pub(super) fn save(&self) -> State {
+        let Self {
+            device_feature_select,
+            driver_feature_select,
+            driver_features,
+            config_vector,
+            status,
+            config_generation,
+            isr,
+            queue_select,
+            ref queues,
+            vectors: _,
+        } = *self;
+        let queues = queues.iter().map(QueueRegisters::save).collect();
+        State {
+            device_feature_select,
+            driver_feature_select,
+            driver_features,
+            config_vector,
+            status,
+            config_generation,
+            isr,
+            queue_select,
+            queues,
+        }
+    }
+
+    /// These registers with what `saved` says. `offered` are the device's features.
+    ///
+    /// # Errors
+    /// What a driver cannot have brought about.
+    pub(super) fn restored(&self, saved: &State, offered: u64) -> Result<Self, StateError> {
+        let wrong = |what: String| Err(StateError::Value(what));
+        if saved.queues.len() != self.queues.len() {
+            let (theirs, ours) = (saved.queues.len(), self.queues.len());
+            return wrong(format!("it has registers of {theirs} queues, and the device {ours} queues"));
+        }
+        let vectors = saved.queues.iter().map(|queue| queue.vector).chain([saved.config_vector]);
+        if let Some(vector) = vectors.into_iter().find(|vector| *vector >= self.vectors && *vector != NO_VECTOR) {
+            return wrong(format!("it raises interrupt vector {vector}, and there are {}", self.vectors));
+        }
+        if saved.isr & !(ISR_QUEUE | ISR_CONFIG) != 0 {
+            return wrong(format!("its interrupt status is {:#x}", saved.isr));
+        }
+        check_status(saved.status, saved.driver_features, offered)?;
+        let pairs = self.queues.iter().zip(&saved.queues).enumerate();
+        let queues = pairs.map(|(index, (queue, saved))| queue.restored(index, saved)).collect::<Result<_, _>>()?;
+        let State { device_feature_select, driver_feature_select, driver_features, config_vector, status, .. } = *saved;
+        let State { config_generation, isr, queue_select, .. } = *saved;
+        Ok(Self {
+            device_feature_select,
+            driver_feature_select,
+            driver_features,
+            config_vector,
+            status,
+            config_generation,
+            isr,
+            queue_select,
+            queues,
+            vectors: self.vectors,
+        })
     }
 
     /// Whether all of status `bits` are set.
@@ -231,6 +340,32 @@ impl Registers {
         let vector = number(image, at, 2) as u16;
         if vector < self.vectors { vector } else { NO_VECTOR }
     }
+}
+
+/// Whether a driver can have come to this status with these features: each step asks for the one before.
+fn check_status(status: u8, features: u64, offered: u64) -> Result<(), StateError> {
+    use status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, NEEDS_RESET};
+    let has = |bits| status & bits == bits;
+    let steps = [
+        (FEATURES_OK, ACKNOWLEDGE | DRIVER), //
+        (DRIVER_OK, FEATURES_OK),
+        (NEEDS_RESET, DRIVER_OK),
+    ];
+    let known = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK | NEEDS_RESET | FAILED;
+    if status & !known != 0 || steps.iter().any(|(step, before)| has(*step) && !has(*before)) {
+        return Err(StateError::Value(format!("its device status {status:#04x} cannot be")));
+    }
+    if has(FEATURES_OK) && !acceptable(features, offered) {
+        return Err(StateError::Value(format!(
+            "its driver negotiated {features:#x}, and {offered:#x} is offered here"
+        )));
+    }
+    Ok(())
+}
+
+/// Whether a driver may negotiate `features`.
+pub(super) fn acceptable(features: u64, offered: u64) -> bool {
+    features & !offered == 0 && features & 1 << VIRTIO_F_VERSION_1 != 0
 }
 
 /// The 32 feature bits that `select` names.

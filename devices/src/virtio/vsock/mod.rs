@@ -8,14 +8,17 @@
 //! Everything is bounded: connections, clients that have not said their port, bytes and resets under way. A packet
 //! that fits no rule is answered with RST. No thread and no worker: one epoll descriptor gathers all sockets, and
 //! nothing touches guest RAM between two reactions. Connections do not survive the machine's move: their other ends
-//! are sockets of this host.
+//! are sockets of this host. The guest is told so by an event, so that its side ends too.
 
 mod connection;
 mod host;
 mod packet;
+mod state;
+mod token;
 
 use super::{BUDGET, Backend, Chain, Fault, Io, VirtioDevice};
 use crate::listener::{ListenError, Listener, connect_now};
+use crate::state::{Saved, StateError};
 use connection::{BUFFER_BYTES, Connection, Outgoing, Verdict};
 use host::{Client, Said};
 use log::{debug, warn};
@@ -24,11 +27,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
+use token::Token;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 const RX: usize = 0;
 const TX: usize = 1;
+const EVENT: usize = 2;
 
 /// VIRTIO_VSOCK_F_STREAM (virtio 1.2, 5.10.3).
 const FEATURE_STREAM: u64 = 1 << 0;
@@ -60,34 +65,6 @@ pub enum Error {
     Epoll(#[source] io::Error),
 }
 
-/// What an event of the epoll descriptor is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Token {
-    Listener,
-    Client(u32),
-    Connection(Key),
-}
-
-impl Token {
-    // A connection's ports fill 64 bits. No guest port is NO_PORT, so those values are left for the others.
-    fn encode(self) -> u64 {
-        let (high, low) = match self {
-            Self::Listener => (NO_PORT, u32::MAX),
-            Self::Client(id) => (NO_PORT, id),
-            Self::Connection(key) => (key.guest_port, key.host_port),
-        };
-        u64::from(high) << 32 | u64::from(low)
-    }
-
-    fn decode(data: u64) -> Self {
-        match ((data >> 32) as u32, data as u32) {
-            (NO_PORT, u32::MAX) => Self::Listener,
-            (NO_PORT, id) => Self::Client(id),
-            (guest_port, host_port) => Self::Connection(Key { guest_port, host_port }),
-        }
-    }
-}
-
 /// The device. See the module.
 pub struct Vsock {
     guest_cid: u64,
@@ -104,6 +81,8 @@ pub struct Vsock {
     clients: BTreeMap<u32, Client>,
     next_client: u32,
     next_host_port: u32,
+    /// The guest must hear that the connections it knows of are gone.
+    reset_pending: bool,
     /// Payload on its way to the guest, never kept between two packets.
     buffer: Vec<u8>,
 }
@@ -126,6 +105,7 @@ impl Vsock {
             clients: BTreeMap::new(),
             next_client: 0,
             next_host_port: FIRST_HOST_PORT,
+            reset_pending: false,
             buffer: vec![0; MAX_PAYLOAD],
             listener,
         };
@@ -438,8 +418,10 @@ impl VirtioDevice for Vsock {
     }
 
     fn queue_notified(&mut self, queue: usize, io: &mut Io) -> Result<(), Fault> {
-        if queue == TX {
-            self.transmit(io)?;
+        match queue {
+            TX => self.transmit(io)?,
+            EVENT => self.tell_reset(io)?,
+            _ => {}
         }
         self.deliver(io)
     }
@@ -459,12 +441,26 @@ impl VirtioDevice for Vsock {
         Ok(())
     }
 
+    /// After a move that failed there is nothing to tell: the connections are still there.
+    fn moved(&mut self, io: &mut Io) -> Result<(), Fault> {
+        self.tell_reset(io)
+    }
+
     fn reset(&mut self) {
         self.active = false;
         self.connections.clear();
         self.ready.clear();
         self.resets.clear();
         self.held_back = false;
+        self.reset_pending = false;
+    }
+
+    fn save(&self) -> Saved {
+        self.saved()
+    }
+
+    fn restore(&mut self, saved: &Saved) -> Result<(), StateError> {
+        self.take_over(saved)
     }
 }
 
@@ -477,5 +473,7 @@ fn service_path(socket: &Path, port: u32) -> PathBuf {
 
 #[cfg(test)]
 mod guest;
+#[cfg(test)]
+mod state_tests;
 #[cfg(test)]
 mod tests;

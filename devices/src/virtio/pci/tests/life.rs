@@ -68,8 +68,7 @@ fn a_machine_that_restarts_finds_the_function_as_at_power_on() {
     machine.wiring.calls();
     machine.segment.reset();
     assert_eq!(probe.calls(), ["quiesce", "reset"]);
-    let unbound = [WINDOW + 0x1_3000, WINDOW + 0x1_3004].map(Call::Unbind);
-    assert_eq!(machine.wiring.calls(), [unbound.as_slice(), &[Call::Route(None); 3]].concat());
+    assert_eq!(machine.wiring.calls(), [WINDOW + 0x1_3000, WINDOW + 0x1_3004].map(Call::Unbind));
     assert_eq!((machine.config(4) & 0xffff, machine.config(0x10)), (0, 0xc000_0000));
     machine.enumerate();
     machine.init(VERSION_1);
@@ -242,8 +241,29 @@ fn a_device_that_fails_at_activation_needs_a_reset() {
 
 #[test]
 fn messages_are_those_the_driver_wrote() {
-    let (_, machine) = probe();
+    let (probe, mut machine) = probe();
     machine.write(machine.found.table, 8, 0xfee0_2000);
-    let rerouted = MsiMessage { address: 0xfee0_2000, data: message(0).data };
-    assert_eq!(machine.wiring.calls(), [Call::Route(Some(rerouted))]);
+    probe.0.lock().unwrap().config_changes = true;
+    machine.notify(0);
+    machine.run();
+    let there = MsiMessage { address: 0xfee0_2000, data: message(0).data };
+    assert_eq!(machine.wiring.calls(), [Call::Signal(there)]);
+}
+
+#[test]
+fn only_a_device_that_works_is_told_of_a_move() {
+    let (probe, machine) = probe();
+    machine.lock().moved();
+    assert_eq!(probe.calls(), ["moved"]);
+    machine.lock().pause().unwrap();
+    machine.lock().moved();
+    assert_eq!(probe.calls(), ["quiesce"]);
+    machine.lock().resume();
+    probe.0.lock().unwrap().fails = true;
+    machine.lock().moved();
+    machine.lock().moved();
+    assert_eq!((probe.calls(), machine.lock().fault()), (vec!["moved".to_owned()], Some("probing: told to")));
+    machine.set_status(0);
+    machine.lock().moved();
+    assert_eq!(probe.calls(), ["quiesce", "reset"]);
 }

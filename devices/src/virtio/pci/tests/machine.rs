@@ -7,7 +7,7 @@ use crate::pci::{BarWindow, Ecam, PciSegment};
 use crate::virtio::pci::VirtioPci;
 use crate::virtio::testing::Driver;
 use crate::virtio::{Backend, Fault, Io, VirtioDevice};
-use crate::{MsiMessage, SharedBusDevice};
+use crate::{MsiMessage, Saved, SharedBusDevice, StateError};
 use event_manager::{EventManager, SubscriberOps};
 use std::sync::{Arc, Mutex};
 
@@ -52,6 +52,24 @@ impl Machine {
     /// A function that its driver has found, and nothing more.
     pub fn new(device: Box<dyn VirtioDevice>) -> Self {
         let driver = Driver::new(device.queue_sizes());
+        let mut machine = Self::never_run(device, driver);
+        machine.enumerate();
+        machine
+    }
+
+    /// Stops this machine and fills another with what it is, whose device is `device` and which stands still.
+    pub fn moved_to(self, device: Box<dyn VirtioDevice>) -> Self {
+        self.lock().pause().unwrap();
+        let (transport, bus) = (self.lock().save(), self.segment.save());
+        let model = self.lock().save_model();
+        let there = Self { found: self.found, bar: self.bar, ..Self::never_run(device, self.driver) };
+        there.segment.restore(&bus).unwrap();
+        there.lock().restore(&transport, &model).unwrap();
+        there
+    }
+
+    /// A function that nobody has touched, and a driver that may be from elsewhere.
+    pub fn never_run(device: Box<dyn VirtioDevice>, driver: Driver) -> Self {
         let wiring = Arc::new(Recorder::default());
         let faults: Arc<Mutex<Vec<_>>> = Arc::default();
         let log = faults.clone();
@@ -65,9 +83,7 @@ impl Machine {
         let mut events = EventManager::new().unwrap();
         events.add_subscriber(function.clone());
         let segment = Arc::new(segment);
-        let mut machine = Self { driver, wiring, function, segment, faults, found: Found::default(), bar: 0, events };
-        machine.enumerate();
-        machine
+        Self { driver, wiring, function, segment, faults, found: Found::default(), bar: 0, events }
     }
 
     /// Sizes the BAR, switches decoding on and walks the capabilities.
@@ -308,7 +324,18 @@ impl VirtioDevice for Shared {
     fn quiesce(&mut self, io: &mut Io) -> Result<(), Fault> {
         self.call("quiesce", Some(io))
     }
+    fn moved(&mut self, io: &mut Io) -> Result<(), Fault> {
+        self.call("moved", Some(io))
+    }
     fn reset(&mut self) {
         let _told = self.call("reset", None);
+    }
+
+    fn save(&self) -> Saved {
+        Saved::of(1, &self.0.lock().unwrap().config)
+    }
+    fn restore(&mut self, saved: &Saved) -> Result<(), StateError> {
+        self.0.lock().unwrap().config = saved.decode(1)?;
+        Ok(())
     }
 }

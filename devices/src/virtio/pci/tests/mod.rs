@@ -4,3 +4,4 @@ mod hostile;
 mod life;
 mod machine;
 mod registers;
+mod state;
