@@ -5,7 +5,7 @@
 //! | bytes | field |
 //! | --- | --- |
 //! | 1 | length of the name, 1 to 64 |
-//! | n | name: lower-case letters, digits, `-`, `.` |
+//! | n | name: letters, digits, `-`, `_`, `.` |
 //! | 2 | version of the contents, from 1 |
 //! | 4 | length of the contents, at most 16 MiB |
 //! | m | contents |
@@ -47,7 +47,7 @@ pub enum SectionError {
         limit: usize,
     },
     /// A name has other characters than it may.
-    #[error("a section's name is not made of lower-case letters, digits, '-' and '.'")]
+    #[error("a section's name is not made of letters, digits, '-', '_' and '.'")]
     Name,
     /// Two sections have one name.
     #[error("section {0} is there twice")]
@@ -92,6 +92,11 @@ impl Sections {
         }
         self.0.push(section);
         Ok(())
+    }
+
+    /// Each section, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Section> {
+        self.0.iter()
     }
 
     /// Takes the section called `name` out.
@@ -165,7 +170,7 @@ fn limit(field: &'static str, value: usize, limit: usize) -> Result<(), SectionE
 
 fn check_name(name: &[u8]) -> Result<(), SectionError> {
     limit("the length of a section's name", name.len(), MAX_NAME_BYTES)?;
-    let allowed = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(byte);
+    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
     if name.iter().all(allowed) { Ok(()) } else { Err(SectionError::Name) }
 }
 
@@ -249,7 +254,7 @@ mod tests {
     #[test]
     fn names_and_versions_have_limits() {
         let long = "a".repeat(MAX_NAME_BYTES + 1);
-        for name in ["", "Disk", "a/b", "naïve", &long] {
+        for name in ["", "a b", "a/b", "naïve", &long] {
             assert!(Sections::default().push(section(name, &[])).is_err(), "{name}");
         }
         let zero = Section { version: 0, ..section("a", &[]) };
