@@ -1,0 +1,118 @@
+//! Files that are within reach, and those that are not.
+
+use super::{Place, fenced, refused};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::Path;
+use sterna::sandbox::{Plan, enter};
+
+fn read_write(path: &Path) -> std::io::Result<File> {
+    File::options().read(true).write(true).open(path)
+}
+
+pub fn storage_is_read_and_written_but_not_made(place: &Place) {
+    let report = place.enter();
+    let disk = place.path("storage", "file");
+    let mut file = read_write(&disk).unwrap();
+    file.write_all(b"what was WRITTEN").unwrap();
+    assert_eq!(fs::read(&disk).unwrap(), b"what was WRITTEN");
+    let new = place.path("storage", "new");
+    fenced(&report, File::create(&new), &new);
+    let second = place.path("storage", "second");
+    fenced(&report, fs::hard_link(&disk, &second), &disk);
+    let moved = place.path("storage", "moved");
+    fenced(&report, fs::rename(&disk, &moved), &disk);
+    let left = if disk.exists() { &disk } else { &moved };
+    if report.landlock_abi.is_some_and(|abi| abi >= 3) {
+        refused(file.set_len(0), libc::EACCES, "ftruncate");
+    } else {
+        assert!(report.gaps.iter().any(|gap| gap.contains("landlock")), "{report:?}");
+    }
+    fenced(&report, fs::remove_file(left), left);
+    // These are refused with or without landlock: no such call is on the list.
+    refused(fs::create_dir(place.path("storage", "dir")), libc::EPERM, "mkdir");
+    refused(std::os::unix::fs::symlink("/etc/shadow", place.path("storage", "link")), libc::EPERM, "symlink");
+}
+
+pub fn records_are_made_renamed_and_removed(place: &Place) {
+    place.enter();
+    let (new, record) = (place.path("writable", "record.new"), place.path("writable", "record"));
+    let mut file = File::create(&new).unwrap();
+    file.write_all(b"epoch 7").unwrap();
+    file.sync_all().unwrap();
+    fs::rename(&new, &record).unwrap();
+    // As a saved machine is named on NFS, which refuses the rename that replaces nothing.
+    fs::hard_link(&record, &new).unwrap();
+    fs::remove_file(&new).unwrap();
+    File::open(place.0.join("writable")).unwrap().sync_all().unwrap();
+    assert_eq!(fs::read(&record).unwrap(), b"epoch 7");
+    fs::write(&record, "epoch 8").unwrap();
+    let socket = place.path("writable", "vm.sock");
+    std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let names: Vec<_> = fs::read_dir(place.0.join("writable")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+    names.iter().for_each(|path| fs::remove_file(path).unwrap());
+}
+
+pub fn kernels_are_read_only(place: &Place) {
+    let report = place.enter();
+    let kernel = place.path("readable", "file");
+    assert_eq!(fs::read(&kernel).unwrap(), b"what was there");
+    fenced(&report, read_write(&kernel), &kernel);
+    let new = place.path("readable", "new");
+    fenced(&report, File::create(&new), &new);
+}
+
+pub fn the_system_is_out_of_reach(place: &Place) {
+    let report = place.enter();
+    for path in ["/etc/shadow", "/etc/hostname", "/usr/bin", "/root", "/proc/kallsyms", "/proc/sys/kernel/hostname"] {
+        fenced(&report, File::open(path), Path::new(path));
+    }
+    let outside = place.path("outside", "file");
+    fenced(&report, File::open(&outside), &outside);
+    // What is not there is told apart from what may not be seen.
+    refused(File::open("/not-there"), libc::ENOENT, "/not-there");
+    for path in ["/dev/null", "/dev/urandom"] {
+        read_write(Path::new(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    }
+}
+
+pub fn without_a_list_all_data_is_storage(place: &Place) {
+    // The root's own disk, by whatever name.
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let source = |line: &str| line.split(" - ").nth(1)?.split(' ').nth(1).map(str::to_owned);
+    let mounted: Vec<_> = mounts.lines().filter_map(source).filter(|path| path.starts_with("/dev/")).collect();
+    let report = enter(&Plan { storage: None, ..place.plan() }).unwrap();
+    read_write(&place.path("outside", "file")).unwrap().write_all(b"written").unwrap();
+    let new = place.path("outside", "new");
+    fenced(&report, File::create(&new), &new);
+    for path in ["/etc/shadow", "/usr/bin", "/proc/kallsyms"] {
+        fenced(&report, File::open(path), Path::new(path));
+    }
+    for path in mounted.iter().map(Path::new).filter(|path| path.exists()) {
+        fenced(&report, File::open(path), path);
+    }
+    // No device but a disk, however it is called.
+    let device = Path::new("/dev/kmsg");
+    if device.exists() {
+        fenced(&report, File::options().write(true).open(device), device);
+    }
+}
+
+pub fn proc_shows_this_process_and_no_other(place: &Place) {
+    let parent = std::os::unix::process::parent_id();
+    let report = place.enter();
+    for name in ["statm", "status", "pagemap", "maps", "cmdline"] {
+        // One entry of a page map.
+        let mut bytes = [0; 8];
+        File::open(format!("/proc/self/{name}")).unwrap().read_exact(&mut bytes).unwrap();
+    }
+    assert_eq!(fs::read_dir("/proc/self/task").unwrap().count(), 1);
+    assert!(fs::read_dir("/proc/self/fd").unwrap().count() >= 3);
+    assert!(fs::read_to_string("/proc/meminfo").unwrap().contains("MemTotal"));
+    // The search for whoever holds a lock finds nobody, and does no more than that.
+    let descriptors = format!("/proc/{parent}/fdinfo");
+    for path in ["/proc", &descriptors, &format!("/proc/{parent}/environ"), &format!("/proc/{parent}/mem")] {
+        fenced(&report, File::open(path), Path::new(path));
+    }
+}
