@@ -1,9 +1,12 @@
 //! The command line: what there is and its help, and nothing of what it does.
 
+use crate::control::movement::{Map, OnTimeout, parse_bandwidth, parse_map};
 use crate::units::{parse_duration, parse_size};
-use clap::{Args, Parser, Subcommand};
+use crate::vmm::Load;
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
+use sterna_migration::stream::{Address, AddressError};
 
 const ABOUT: &str = "Runs virtual machines with KVM. One VM is one process; commands find it by its name.";
 
@@ -80,12 +83,45 @@ pub enum Command {
     /// Without a size nothing is changed, and the balloon is shown.
     #[command(after_help = "Example:\n  sterna balloon web 256M")]
     Balloon(BalloonArgs),
+    /// The guest is stopped and goes to a file: memory, processors and devices
+    ///
+    /// It goes on with `sterna restore`, here or on another host that has the same disks. Until the file is whole a failure lets
+    /// the guest go on here and leaves no file. Ctrl-C cancels.
+    #[command(after_help = "Example:\n  sterna save web /shared/web.sterna")]
+    Save(SaveArgs),
+    /// A guest goes on from a file, where it was when it was saved
+    ///
+    /// A file is restored once: its disks move on from then. The file must stay while the guest runs, unless --load says otherwise.
+    #[command(after_help = "Example:\n  sterna restore /shared/web.sterna --map net0=tap7")]
+    Restore(RestoreArgs),
+    /// No guest is touched: what is in a saved file
+    #[command(after_help = "Example:\n  sterna inspect /shared/web.sterna --verify")]
+    Inspect(InspectArgs),
+    /// Guests of other hosts come to this one
+    ///
+    /// Stays and takes one machine after another, each into a process of its own; ending it leaves those that run alone. What it
+    /// receives is not encrypted and not authenticated: listen on a network that only your hosts can reach.
+    #[command(after_help = "Example:\n  sterna receive --listen tcp:10.0.0.2:7300")]
+    Receive(ReceiveArgs),
+    /// A running guest moves to another host, and is gone from this one
+    ///
+    /// Live: its memory is copied while it runs, and it stands still for milliseconds. Quick: it stands still while its memory is
+    /// copied, for as long as is foretold. Whatever fails leaves it where it was; Ctrl-C cancels. Exits with 0 when the guest
+    /// runs there, 3 when a check refused it, 4 cancelled, 5 timed out, 6 in doubt, 7 when the target cannot be reached, else 1.
+    #[command(after_help = "Example:\n  sterna migrate web tcp:10.0.0.2:7300 --max-downtime 20ms")]
+    Migrate(Box<MigrateArgs>),
+    /// A move under way is watched, changed or called off
+    #[command(subcommand)]
+    Migration(MigrationCommand),
     /// No guest is touched: this host
     #[command(subcommand)]
     Host(HostCommand),
     /// The VM that `run --detach` leaves behind; its orders come on standard input
     #[command(hide = true)]
     Detached(Named),
+    /// The process that `receive` makes for a machine to come
+    #[command(hide = true)]
+    Received(ReceivedArgs),
 }
 
 /// What there is to do with the host.
@@ -149,6 +185,9 @@ pub struct MachineArgs {
     /// vCPUs, 1 to 32 [default: 1]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub cpus: Option<String>,
+    /// What the vCPUs are like: host, or x86-64-v2 or x86-64-v3, which more hosts can take over [default: host]
+    #[arg(long, value_name = "MODEL")]
+    pub cpu: Option<String>,
     /// Raw image or block device: path=P[,readonly=on][,id=ID][,direct=off][,serial=S]; `,,` stands for a comma. May
     /// be repeated
     #[arg(long, value_name = "KEYS")]
@@ -194,6 +233,188 @@ pub struct BalloonArgs {
     pub target_bytes: Option<u64>,
 }
 
+/// What there is to do with a move.
+#[derive(Debug, Subcommand)]
+pub enum MigrationCommand {
+    /// The guest is not touched: how its move stands, or how its last one ended
+    #[command(after_help = "Example:\n  sterna migration status web")]
+    Status(Named),
+    /// The guest is not touched: its move is followed to its end
+    #[command(after_help = "Example:\n  sterna migration watch web")]
+    Watch(Named),
+    /// The move is called off, and the guest goes on here; too late once the target was told to start
+    #[command(after_help = "Example:\n  sterna migration cancel web")]
+    Cancel(Named),
+    /// The guest is not touched: limits of its move are changed
+    #[command(after_help = "Example:\n  sterna migration set web --max-downtime 200ms --max-bandwidth 100M/s")]
+    Set(SetArgs),
+    /// A guest in doubt goes on here, or ends here, on your word
+    ///
+    /// Look at the target first. --here: it does not run there and cannot start there any more. --there: it has started there.
+    #[command(after_help = "Example:\n  sterna migration resolve web --there")]
+    Resolve(ResolveArgs),
+}
+
+/// Options of `save`.
+#[derive(Debug, Args)]
+pub struct SaveArgs {
+    /// Name of the VM
+    pub name: String,
+    /// The file to be made
+    pub file: PathBuf,
+    /// Replace the file if it is there
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Compress memory with zstd, for slow volumes; such a file is read whole when it is restored
+    #[arg(long)]
+    pub compress: bool,
+    /// Save also with writable disks behind the host's page cache (direct=off)
+    #[arg(long)]
+    pub unsafe_cache: bool,
+}
+
+/// Options of `restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The file
+    pub file: PathBuf,
+    /// Another name on this host
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Other paths on this host, by device: disk0=PATH,net0=TAP,vsock=PATH,kernel=PATH,serial=null. May be repeated
+    #[arg(long, value_name = "ID=PATH,...", value_parser = parse_map)]
+    pub map: Vec<Map>,
+    /// Stand still until `sterna resume`
+    #[arg(long)]
+    pub paused: bool,
+    /// Restore a file that was restored before, as a second copy with its own generation id; its disks have moved on since
+    #[arg(long)]
+    pub again: bool,
+    /// How memory comes back
+    #[arg(long, value_enum, default_value_t)]
+    pub load: Load,
+    /// How long after a SIGTERM the guest may take before it is said that it has not reacted
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    pub stop_timeout: Duration,
+}
+
+/// Options of `inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// The file
+    pub file: PathBuf,
+    /// Read all of its memory too, and compare it with its checksums
+    #[arg(long)]
+    pub verify: bool,
+}
+
+/// Options of `receive`.
+#[derive(Debug, Args)]
+pub struct ReceiveArgs {
+    /// Where to listen: tcp:ADDR:PORT or unix:PATH
+    #[arg(long, value_name = "ADDRESS", default_value = "tcp:127.0.0.1:7300", value_parser = parse_address)]
+    pub listen: Address,
+    /// End after the first machine has arrived, or has not
+    #[arg(long)]
+    pub once: bool,
+    /// Directory that disks and other files of machines may lie in; without it, all but those of the system. May be repeated
+    #[arg(long, value_name = "DIR")]
+    pub storage: Vec<PathBuf>,
+}
+
+/// Options of the process that `receive` makes.
+#[derive(Debug, Args)]
+pub struct ReceivedArgs {
+    /// As for `receive`
+    #[arg(long, value_name = "DIR")]
+    pub storage: Vec<PathBuf>,
+}
+
+/// Options of `migrate`.
+#[derive(Debug, Args)]
+pub struct MigrateArgs {
+    /// Name of the VM
+    pub name: String,
+    /// A host's receiver: tcp:HOST:PORT or unix:PATH
+    #[arg(value_parser = parse_address)]
+    pub target: Address,
+    /// While it runs, or stopped
+    #[arg(long, value_enum, default_value_t = Mode::Live)]
+    pub mode: Mode,
+    /// Longest standstill that is wanted of a live move
+    #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = parse_duration)]
+    pub max_downtime: Duration,
+    /// Bytes a second at most; lifted while the guest stands still
+    #[arg(long, value_name = "SIZE/s", value_parser = parse_bandwidth)]
+    pub max_bandwidth: Option<u64>,
+    /// Connections, 1 to 64
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub connections: u16,
+    /// Longest time before the guest is stopped
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
+    pub timeout: Duration,
+    /// What happens then: the move is called off, or the guest stands still for as long as the rest takes
+    #[arg(long, value_enum, default_value_t)]
+    pub on_timeout: OnTimeout,
+    /// Other paths on that host, by device: disk0=PATH,net0=TAP,vsock=PATH,kernel=PATH,serial=null. May be repeated
+    #[arg(long, value_name = "ID=PATH,...", value_parser = parse_map)]
+    pub map: Vec<Map>,
+    /// Another name on that host
+    #[arg(long = "as", value_name = "NAME")]
+    pub rename: Option<String>,
+    /// Both hosts hash all of the guest's memory while it stands still
+    #[arg(long)]
+    pub verify: bool,
+    /// Move also with writable disks behind the host's page cache (direct=off)
+    #[arg(long)]
+    pub unsafe_cache: bool,
+    /// Move nothing: test all that can fail later, and foretell time and standstill
+    #[arg(long)]
+    pub check: bool,
+    /// Return when the move has begun; see `sterna migration watch`
+    #[arg(long)]
+    pub detach: bool,
+}
+
+/// How to move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Memory is copied while the guest runs.
+    Live,
+    /// The guest stands still while its memory is copied.
+    Quick,
+}
+
+/// Options of `migration set`.
+#[derive(Debug, Args)]
+pub struct SetArgs {
+    /// Name of the VM
+    pub name: String,
+    /// Longest standstill that is wanted
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub max_downtime: Option<Duration>,
+    /// Bytes a second at most; 0 lifts the limit
+    #[arg(long, value_name = "SIZE/s", value_parser = parse_bandwidth)]
+    pub max_bandwidth: Option<u64>,
+}
+
+/// Options of `migration resolve`.
+#[derive(Debug, Args)]
+pub struct ResolveArgs {
+    /// Name of the VM
+    pub name: String,
+    /// It does not run at the target, and cannot start there any more: it goes on here
+    #[arg(long, required_unless_present = "there", conflicts_with = "there")]
+    pub here: bool,
+    /// It has started at the target: what is left of it here ends
+    #[arg(long)]
+    pub there: bool,
+}
+
+fn parse_address(text: &str) -> Result<Address, AddressError> {
+    text.parse()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,6 +428,18 @@ mod tests {
             let example = sub.get_after_help().map(|help| help.to_string()).unwrap_or_default();
             assert!(example.contains(&format!("sterna {}", sub.get_name())), "{} has no example", sub.get_name());
         }
+    }
+
+    #[test]
+    fn a_move_in_doubt_is_resolved_one_way() {
+        let parse = |line: &str| Cli::try_parse_from(format!("sterna migration resolve {line}").split_whitespace());
+        for (line, expected) in [("web --here", (true, false)), ("--there web", (false, true))] {
+            let Command::Migration(MigrationCommand::Resolve(args)) = parse(line).unwrap().command else {
+                panic!("not resolve")
+            };
+            assert_eq!((args.name.as_str(), (args.here, args.there)), ("web", expected));
+        }
+        assert!(parse("web").is_err() && parse("web --here --there").is_err());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use crate::clock;
 use crate::control::machine::Ended;
+use crate::control::movement::MoveStatus;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 pub const BACKLOG: usize = 256;
 
 /// Something that happened to a machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
     /// The vCPUs run for the first time.
@@ -34,6 +35,8 @@ pub enum Event {
         /// What the driver did.
         reason: String,
     },
+    /// A move has come further, or has ended.
+    Migration(Box<MoveStatus>),
     /// The guest's kernel reported a panic.
     GuestPanic,
     /// The guest is gone; the last event.
@@ -46,7 +49,7 @@ pub enum Event {
 }
 
 /// An event with what is needed to place it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Counts the machine's events from 1; on `Lost` the number of the last event lost.
     pub seq: u64,
@@ -153,7 +156,7 @@ pub struct Subscription {
 }
 
 /// What waiting for an event came to.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub enum Next {
     /// An event.
     Event(Record),

@@ -11,6 +11,8 @@ pub mod events;
 pub mod exit;
 pub mod host_check;
 pub mod log;
+pub mod records;
 pub mod registry;
+pub mod sandbox;
 pub mod units;
 pub mod vmm;

@@ -137,6 +137,15 @@ impl Registry {
         if longest.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
             return Err(Error::PathTooLong { path: longest });
         }
+        self.make_dir()
+    }
+
+    /// Makes the directory if it is not there.
+    pub fn make_dir(&self) -> Result<(), Error> {
+        // A confined process makes no directories, and finds this one.
+        if self.dir.is_dir() {
+            return Ok(());
+        }
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
         made.map_err(|source| Error::Directory { path: self.dir.clone(), source })
     }
@@ -180,6 +189,11 @@ impl Claim {
     /// Where the control socket goes.
     pub fn socket(&self) -> PathBuf {
         self.registry.socket(&self.name)
+    }
+
+    /// The directory of its sockets and files.
+    pub fn dir(&self) -> &Path {
+        self.registry.dir()
     }
 
     fn remove_sockets(&self) {

@@ -47,7 +47,7 @@ struct Detached {
 
 /// Starts a VM's process and returns when its guest runs.
 pub fn start(registry: &Registry, orders: &Orders, verbose: u8, output: Output) -> Result<(), Error> {
-    let name = orders.config.name.clone();
+    let name = orders.config().name.clone();
     let log = registry.log(&name);
     let stderr = OpenOptions::new().create(true).append(true).mode(0o600).open(&log);
     let stderr = stderr.map_err(|source| Error::File { attempt: "open the log", path: log.clone(), source })?;
@@ -65,7 +65,7 @@ pub fn start(registry: &Registry, orders: &Orders, verbose: u8, output: Output) 
             return Err(Error::DetachedDied { name, status, log });
         }
     }
-    let console = match &orders.config.serial {
+    let console = match &orders.config().serial {
         SerialConfig::Socket(path) => Some(path.clone()),
         SerialConfig::Stdio | SerialConfig::Null | SerialConfig::File(_) => None,
     };
@@ -88,7 +88,8 @@ fn spawn(name: &str, stderr: File, verbose: u8) -> io::Result<Child> {
 fn converse(child: &mut Child, orders: &Orders) -> io::Result<Option<Report>> {
     let mut line = String::new();
     if let Some(mut stdin) = child.stdin.take() {
-        match serde_json::to_writer(&mut stdin, orders).map_err(io::Error::from).and_then(|()| stdin.flush()) {
+        // At once: the pipe is not buffered, and orders to restore are 3000 tokens.
+        match serde_json::to_vec(orders).map_err(io::Error::from).and_then(|orders| stdin.write_all(&orders)) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
             _ => {}
         }
@@ -118,7 +119,7 @@ fn obey(registry: &Registry, reported: Arc<AtomicBool>) -> Result<(), Error> {
     let mut text = String::new();
     stdin().read_to_string(&mut text).map_err(failed)?;
     let orders: Orders = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
-    let claim = registry.claim(&orders.config.name)?;
+    let claim = registry.claim(&orders.config().name)?;
     execute(claim, orders, move || {
         reported.store(true, Ordering::Release);
         // A parent that has gone was told to; the VM stays.
@@ -141,7 +142,8 @@ mod tests {
 
     fn conversation(script: &str) -> Option<Report> {
         let config = crate::config::Draft::default().build(SerialConfig::Null, &mut Default::default());
-        let orders = Orders { config, paused: true, stop_timeout: std::time::Duration::from_secs(1) };
+        let source = crate::commands::run::Source::Boot(Box::new(config));
+        let orders = Orders { source, paused: true, stop_timeout: std::time::Duration::from_secs(1) };
         let mut command = Command::new("sh");
         command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();

@@ -3,15 +3,16 @@
 use super::Output;
 use crate::config::VmConfig;
 use crate::control::client::{Client, Error as ClientError, PATIENCE};
-use crate::control::machine::RunState;
 use crate::control::protocol::Show;
 use crate::error::Error;
+use crate::records::Records;
 use crate::registry::Registry;
 use crate::units::{format_duration, format_size};
 use serde::Serialize;
 use std::fmt::Write;
 use std::thread;
 use std::time::Duration;
+use sterna_migration::handover::Phase;
 
 /// How long each VM may take to answer for the list.
 const LIST_PATIENCE: Duration = Duration::from_secs(1);
@@ -44,7 +45,18 @@ pub fn list(registry: &Registry, output: Output) -> Result<(), Error> {
         let asked: Vec<_> = names.iter().map(|name| scope.spawn(|| row(registry, name))).collect();
         asked.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect()
     });
+    let rows = with_records(rows);
     output.result(&rows, |rows| table(rows))
+}
+
+/// `rows`, and machines whose process ended while they were on their way: nobody knows yet where they are.
+fn with_records(mut rows: Vec<Row>) -> Vec<Row> {
+    for record in Records::from_env().all() {
+        if record.phase == Phase::OnItsWay && rows.iter().all(|row| row.name != record.vm) {
+            rows.push(Row { name: record.vm, state: "in-doubt".to_owned(), pid: None, facts: None });
+        }
+    }
+    rows
 }
 
 /// One VM's line; `None` for what a crashed VM has left and for one that has just ended.
@@ -57,7 +69,7 @@ fn row(registry: &Registry, name: &str) -> Option<Row> {
     match client.show(LIST_PATIENCE) {
         Ok(Show { name, pid, status, .. }) => Some(Row {
             name,
-            state: state_word(status.state).to_owned(),
+            state: status.state.word().to_owned(),
             pid: Some(pid),
             facts: Some(Facts {
                 vcpus: status.vcpus,
@@ -74,16 +86,6 @@ fn row(registry: &Registry, name: &str) -> Option<Row> {
 fn silent(name: &str, pid: Option<u32>, error: &ClientError) -> Row {
     log::info!("{error}");
     Row { name: name.to_owned(), state: "not-answering".to_owned(), pid, facts: None }
-}
-
-fn state_word(state: RunState) -> &'static str {
-    match state {
-        RunState::Created => "created",
-        RunState::Running => "running",
-        RunState::Paused => "paused",
-        RunState::Stopping => "stopping",
-        RunState::Ended => "ended",
-    }
 }
 
 fn table(rows: &[Row]) -> String {
@@ -125,7 +127,7 @@ fn describe(show: &Show) -> String {
     let Show { name, pid, status, config } = show;
     let uptime = format_duration(Duration::from_millis(status.uptime_ms));
     let mut rows = vec![
-        ("state".to_owned(), format!("{}, up {uptime}, process {pid}", state_word(status.state))),
+        ("state".to_owned(), format!("{}, up {uptime}, process {pid}", status.state.word().replace('-', " "))),
         ("cpus".to_owned(), status.vcpus.to_string()),
         (
             "memory".to_owned(),

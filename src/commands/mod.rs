@@ -1,12 +1,19 @@
 //! What each subcommand does: one function each, one file for a noun.
 
 mod balloon;
+mod check;
+mod confine;
 mod console;
 mod detach;
 mod events;
 mod host;
+mod inspect;
 mod list;
+mod migrate;
 mod power;
+mod progress;
+mod receive;
+mod restore;
 mod run;
 mod signals;
 
@@ -26,6 +33,13 @@ pub fn run(cli: Cli) -> Result<(), Error> {
     match cli.command {
         Command::Run(args) => run::run(&registry, *args, cli.verbose, output),
         Command::Detached(_) => detach::serve(&registry),
+        Command::Save(args) => migrate::save(&registry, args, output),
+        Command::Restore(args) => restore::restore(&registry, args, cli.verbose, output),
+        Command::Inspect(args) => inspect::inspect(&args, output),
+        Command::Receive(args) => receive::receive(&registry, &args, cli.verbose, output),
+        Command::Received(args) => receive::serve(&registry, &args),
+        Command::Migrate(args) => migrate::migrate(&registry, *args, output),
+        Command::Migration(command) => migrate::migration(&registry, command, output),
         Command::List => list::list(&registry, output),
         Command::Show(vm) => list::show(&registry, &vm.name, output),
         Command::Pause(vm) => power::pause(&registry, &vm.name, output),
@@ -51,6 +65,18 @@ impl Output {
             let mut line = serde_json::to_string_pretty(value).map_err(|error| Error::Output(error.into()))?;
             line.push('\n');
             print(&line)
+        } else {
+            print(&text(value))
+        }
+    }
+}
+
+impl Output {
+    /// Prints `value` as one line of JSON, or what `text` says of it.
+    fn line<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), Error> {
+        if self.json {
+            let line = serde_json::to_string(value).map_err(|error| Error::Output(error.into()))?;
+            print(&(line + "\n"))
         } else {
             print(&text(value))
         }

@@ -46,6 +46,10 @@ pub fn stop(registry: &Registry, args: &StopArgs, output: Output) -> Result<(), 
         None | Some(Ended::Killed) => {
             output.result(&Outcome { name, result: "killed" }, |_| format!("{name} was killed\n"))
         }
+        Some(Ended::NotArrived(_)) => {
+            let words = format!("{name} does not come here any more\n");
+            output.result(&Outcome { name, result: "not-arrived" }, |_| words)
+        }
         Some(Ended::PoweredOff) => {
             output.result(&Outcome { name, result: "powered-off" }, |_| format!("{name} has powered off\n"))
         }

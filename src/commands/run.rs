@@ -1,29 +1,57 @@
 //! `sterna run`: from the command line to a guest that has ended.
 
-use super::signals::StopSignals;
-use super::{Output, detach};
+use super::signals::Caught;
+use super::{Output, confine, detach};
 use crate::cli::{MachineArgs, RunArgs};
 use crate::config::{Draft, Problems, SerialConfig, VmConfig};
 use crate::control::machine::{Ended, Machine, RunOptions};
 use crate::control::server::{Server, Subject};
 use crate::error::Error;
 use crate::events::{Event, EventBus};
+use crate::records::Records;
 use crate::registry::{self, Claim, Registry};
-use crate::vmm;
+use crate::vmm::{self, RestoreOrder, Start};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, absolute};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use sterna_migration::handover::Phase;
 
 /// All that a VM's process is told.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct Orders {
-    /// The machine.
-    pub config: VmConfig,
+    /// Where it comes from.
+    pub source: Source,
     /// Stand still before the first instruction.
     pub paused: bool,
     /// How long after a SIGTERM it is said that the guest has not reacted.
     pub stop_timeout: Duration,
+}
+
+/// Where a VM comes from.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub enum Source {
+    /// It boots.
+    Boot(Box<VmConfig>),
+    /// It goes on from a file.
+    Restore(Box<RestoreOrder>),
+}
+
+impl Orders {
+    /// The machine.
+    pub fn config(&self) -> &VmConfig {
+        self.source.config()
+    }
+}
+
+impl Source {
+    fn config(&self) -> &VmConfig {
+        match self {
+            Source::Boot(config) => config,
+            Source::Restore(order) => &order.description.config,
+        }
+    }
 }
 
 /// Runs a VM here, or leaves it behind.
@@ -45,7 +73,7 @@ pub fn run(registry: &Registry, args: RunArgs, verbose: u8, output: Output) -> R
         }
         claim => Some(claim?),
     };
-    let orders = problems.none_or(Orders { config, paused, stop_timeout })?;
+    let orders = problems.none_or(Orders { source: Source::Boot(Box::new(config)), paused, stop_timeout })?;
     match claim {
         Some(claim) if !detach => execute(claim, orders, || Ok(())),
         // The process that is to be the VM claims the name for itself.
@@ -64,8 +92,8 @@ fn describe(
     registry: &Registry,
     problems: &mut Problems,
 ) -> VmConfig {
-    let MachineArgs { name, kernel, initrd, cmdline, memory, cpus, disk, net, vsock, serial } = args;
-    let flags = Draft { name, kernel, initrd, cmdline, memory, cpus, serial, ..Draft::default() };
+    let MachineArgs { name, kernel, initrd, cmdline, memory, cpus, cpu, disk, net, vsock, serial } = args;
+    let flags = Draft { name, kernel, initrd, cmdline, memory, cpus, cpu, serial, ..Draft::default() };
     let mut draft = flags.with_devices(&disk, &net, vsock.as_deref(), problems);
     if let Some(path) = file {
         match std::fs::read_to_string(path) {
@@ -91,14 +119,78 @@ pub fn execute(
     orders: Orders,
     on_running: impl FnOnce() -> Result<(), Error> + Send + 'static,
 ) -> Result<(), Error> {
-    let Orders { config, paused, stop_timeout } = orders;
+    let name = orders.config().name.clone();
+    let Orders { source, paused, stop_timeout } = orders;
+    let signals = catch()?;
+    check_record(&Records::from_env(), source.config())?;
+    let start = match source {
+        Source::Boot(config) => Start::boot(*config),
+        Source::Restore(order) => Start::restore(*order),
+    };
+    let start = start.map_err(|source| Error::Start { name, source })?;
+    // After the owner's disks and taps are open, so that it can be told who is in their way; before threads, which would stay
+    // outside.
+    confine::enter(start.config(), claim.dir())?;
+    carry_out(claim, start, signals, paused, stop_timeout, on_running)
+}
+
+/// Refuses to start a machine that may run elsewhere where no lock would keep the two apart: one whose process ended while it
+/// was on its way, and one that has moved away and has a disk that carries no locks. A record that cannot be read may be of either.
+fn check_record(records: &Records, config: &VmConfig) -> Result<(), Error> {
+    let name = &config.name;
+    let unreadable = |source| Error::UnreadableRecord { name: name.clone(), path: records.path(name), source };
+    let Some(record) = records.read(name).map_err(unreadable)? else { return Ok(()) };
+    let written = config.disks.iter().filter(|disk| !disk.readonly).map(|disk| disk.path.as_path());
+    let mut shared = written.filter(|path| record.disks.iter().any(|recorded| same_disk(path, Path::new(recorded))));
+    let unlocked = |path: &Path| std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
+    let stands_against = match record.phase {
+        Phase::OnItsWay => shared.next().is_some(),
+        Phase::Moved => shared.any(unlocked),
+        Phase::Arrived => false,
+    };
+    if stands_against {
+        return Err(Error::Recorded { name: name.clone(), found: Box::new(record.without_process()) });
+    }
+    Ok(())
+}
+
+/// Whether two paths lead to one disk, by whatever links; a block device is the same under every one of its nodes.
+fn same_disk(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| {
+        let found = std::fs::metadata(path).ok()?;
+        let device = found.file_type().is_block_device();
+        Some(if device { (true, found.rdev(), 0) } else { (false, found.dev(), found.ino()) })
+    };
+    match (identity(one), identity(other)) {
+        (Some(one), Some(other)) => one == other,
+        // Not there, or not to be looked at: only the names are left.
+        _ => absolute(one).ok() == absolute(other).ok(),
+    }
+}
+
+/// From here on signals are waiting for whom they concern.
+pub fn catch() -> Result<Caught, Error> {
+    Caught::catch().map_err(|source| Error::Process { attempt: "watch for signals", source })
+}
+
+/// As [`execute`], for a machine whose needs are opened.
+pub fn carry_out(
+    claim: Claim,
+    start: Start,
+    signals: Caught,
+    paused: bool,
+    stop_timeout: Duration,
+    on_running: impl FnOnce() -> Result<(), Error> + Send + 'static,
+) -> Result<(), Error> {
+    let config = start.config().clone();
     let name = config.name.clone();
+    let unwatched = |source| Error::Process { attempt: "watch for signals", source };
+    let unstarted = |source| Error::Start { name: name.clone(), source };
+    let signals = signals.watch(&name, stop_timeout).map_err(unwatched)?;
     let events = Arc::new(EventBus::new(&name));
-    let signals = StopSignals::watch(&name, stop_timeout)
-        .map_err(|source| Error::Process { attempt: "watch for signals", source })?;
     let service = Service::default();
     let ready = {
-        let (service, events, config) = (Arc::clone(&service), Arc::clone(&events), config.clone());
+        let (service, events) = (Arc::clone(&service), Arc::clone(&events));
         let socket = claim.socket();
         Box::new(move |machine: Arc<dyn Machine>| {
             signals.attach(Arc::clone(&machine));
@@ -112,17 +204,22 @@ pub fn execute(
             *service.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
         })
     };
-    let result = vmm::run(&config, RunOptions { paused, events: Arc::clone(&events), ready });
+    let result = vmm::run(start, RunOptions { paused, events: Arc::clone(&events), ready });
     // The name is free before anybody is told of the end, so that it can be used at once.
     drop(claim);
-    let ended = result.map_err(|source| Error::Start { name: name.clone(), source })?;
+    let ended = result.map_err(unstarted)?;
     events.publish(Event::Ended(ended.clone()));
     events.close();
     let service = service.lock().unwrap_or_else(PoisonError::into_inner).take();
     drop(service.transpose()?);
-    log::info!("{ended}");
     match ended {
-        Ended::PoweredOff | Ended::Killed => Ok(()),
+        // Whoever watches this process end wants to know where its guest is.
+        Ended::Moved(_) | Ended::Saved(_) => eprintln!("{name}: {ended}"),
+        _ => log::info!("{ended}"),
+    }
+    match ended {
+        Ended::PoweredOff | Ended::Killed | Ended::Moved(_) | Ended::Saved(_) => Ok(()),
+        Ended::NotArrived(_) => Err(Error::Ended { name, ended }),
         Ended::GuestPanic | Ended::TripleFault | Ended::InternalError(_) => Err(Error::Ended { name, ended }),
     }
 }
@@ -132,6 +229,7 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
     use clap::Parser;
+    use sterna_migration::handover::Move;
 
     fn run_line(line: &str) -> Result<(), Error> {
         let dir = tempfile::tempdir().unwrap();
@@ -163,6 +261,45 @@ mod tests {
         ] {
             assert!(list.contains(part), "{part} is missing in:\n{list}");
         }
+    }
+
+    fn recorded(records: &Records, disk: &Path, phase: Phase) {
+        let this_move = Move { id: uuid::Uuid::from_u128(1), epoch: 2 };
+        records.write(&crate::records::record(this_move, &machine(disk), "tcp:b:7300", phase)).unwrap();
+    }
+
+    fn machine(disk: &Path) -> VmConfig {
+        let disk = format!("path={}", disk.display());
+        let draft = Draft { name: Some("web".into()), ..Draft::default() };
+        let mut problems = Problems::default();
+        draft.with_devices(&[disk], &[], None, &mut problems).build(SerialConfig::Null, &mut problems)
+    }
+
+    #[test]
+    fn a_record_stands_against_the_same_disk_under_another_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::at(dir.path().join("records"));
+        let [disk, link, other] = ["disk", "link", "other"].map(|name| dir.path().join(name));
+        std::fs::write(&disk, "x").unwrap();
+        std::fs::write(&other, "x").unwrap();
+        std::os::unix::fs::symlink(&disk, &link).unwrap();
+        recorded(&records, &disk, Phase::OnItsWay);
+        assert!(matches!(check_record(&records, &machine(&link)), Err(Error::Recorded { .. })));
+        assert!(check_record(&records, &machine(&other)).is_ok());
+        // A file carries locks, which say more than the record does.
+        recorded(&records, &disk, Phase::Moved);
+        assert!(check_record(&records, &machine(&disk)).is_ok());
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_stands_against_a_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::at(dir.path().to_owned());
+        std::fs::write(records.path("web"), "{").unwrap();
+        let error = check_record(&records, &machine(Path::new("/nowhere"))).unwrap_err();
+        let report = error.report();
+        assert!(report.contains("web.move") && report.contains("resolve web --here"), "{report}");
+        assert_eq!(error.exit_code(), crate::exit::REFUSED);
     }
 
     #[test]

@@ -5,9 +5,30 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
+
+/// Signals that ask a VM to stop: from here on they end the process no more, and wait for somebody to look.
+pub struct Caught {
+    reader: UnixStream,
+}
+
+impl Caught {
+    /// Catches them, for the life of the process.
+    pub fn catch() -> io::Result<Caught> {
+        let (reader, writer) = UnixStream::pair()?;
+        for signal in [SIGTERM, SIGINT, SIGHUP] {
+            pipe::register(signal, writer.try_clone()?)?;
+        }
+        Ok(Caught { reader })
+    }
+
+    /// Looks, in a thread, on behalf of the VM `name`; says so when its guest has not reacted within `limit`.
+    pub fn watch(self, name: &str, limit: Duration) -> io::Result<StopSignals> {
+        StopSignals::start(self.reader, name, limit)
+    }
+}
 
 /// Watches for signals that ask a VM to stop, for the life of the process.
 pub struct StopSignals {
@@ -16,22 +37,13 @@ pub struct StopSignals {
 
 #[derive(Default)]
 struct Target {
-    /// What is to be stopped, once it is there.
-    machine: Option<Arc<dyn Machine>>,
+    /// What is to be stopped, once it is there. It goes, with the files of its sockets, when it has ended: not with the process.
+    machine: Option<Weak<dyn Machine>>,
     /// Signals so far.
     count: u32,
 }
 
 impl StopSignals {
-    /// Begins to watch on behalf of the VM `name`; says so when its guest has not reacted within `limit`.
-    pub fn watch(name: &str, limit: Duration) -> io::Result<StopSignals> {
-        let (reader, writer) = UnixStream::pair()?;
-        for signal in [SIGTERM, SIGINT, SIGHUP] {
-            pipe::register(signal, writer.try_clone()?)?;
-        }
-        Self::start(reader, name, limit)
-    }
-
     /// Takes each byte from `reader` for a signal.
     fn start(reader: UnixStream, name: &str, limit: Duration) -> io::Result<StopSignals> {
         let target = Arc::new(Mutex::new(Target::default()));
@@ -52,7 +64,7 @@ impl StopSignals {
         if target.count > 0 {
             machine.kill();
         }
-        target.machine = Some(machine);
+        target.machine = Some(Arc::downgrade(&machine));
     }
 }
 
@@ -77,7 +89,7 @@ fn follow(mut reader: UnixStream, target: &Mutex<Target>, name: &str, limit: Dur
         }
         let mut target = target.lock().unwrap_or_else(PoisonError::into_inner);
         target.count += 1;
-        let Some(machine) = target.machine.clone() else { continue };
+        let Some(machine) = target.machine.as_ref().and_then(Weak::upgrade) else { continue };
         let first = target.count == 1;
         drop(target);
         reader.set_read_timeout(None)?;

@@ -23,12 +23,26 @@ const OWN_IDS: [&str; 4] = ["rng", "balloon", "vsock", "serial"];
 impl VmConfig {
     /// Everything that is wrong, at once: by itself, and on this host.
     pub fn validate(&self) -> Problems {
+        self.check(true)
+    }
+
+    /// As [`Self::validate`], for a machine that does not boot but goes on here: it needs its kernel only when it reboots.
+    pub fn validate_arrival(&self) -> Problems {
+        self.check(false)
+    }
+
+    fn check(&self, boots: bool) -> Problems {
         let mut problems = Problems::default();
         match self.name.as_str() {
             "" => problems.add("no name is given; add --name NAME"),
             name => registry::name_problem(name).into_iter().for_each(|problem| problems.add(problem)),
         }
-        self.check_images(&mut problems);
+        if boots {
+            self.check_images(&mut problems);
+        }
+        if self.cmdline.chars().any(char::is_control) {
+            problems.add("cmdline holds a control character; it must be one line of text");
+        }
         self.check_sizes(host_memory_bytes(), &mut problems);
         self.check_ids(&mut problems);
         self.disks.iter().for_each(|disk| check_disk(disk, &mut problems));
@@ -47,9 +61,6 @@ impl VmConfig {
         }
         if let Some(initrd) = &self.initrd {
             check_file("initrd", initrd, problems);
-        }
-        if self.cmdline.chars().any(char::is_control) {
-            problems.add("cmdline holds a control character; it must be one line of text");
         }
     }
 

@@ -6,7 +6,8 @@
 use super::fields::{Fields, scalar, unknown_key};
 use super::{DiskConfig, NetConfig, Problems, SerialConfig, VmConfig, VsockConfig, mac};
 use crate::units;
-use std::path::PathBuf;
+use std::path::{PathBuf, absolute};
+use sterna_arch::{CpuModel, UnknownCpuModel};
 
 /// RAM of a machine for which none is given.
 pub const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
@@ -16,7 +17,8 @@ pub const DEFAULT_CPUS: u32 = 1;
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0";
 
 /// What may stand at the top of a file: the names of the flags.
-const KEYS: [&str; 10] = ["name", "kernel", "initrd", "cmdline", "memory", "cpus", "disk", "net", "vsock", "serial"];
+const KEYS: [&str; 11] =
+    ["name", "kernel", "initrd", "cmdline", "memory", "cpus", "cpu", "disk", "net", "vsock", "serial"];
 
 /// A machine as somebody described it; what was left out is `None`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -33,6 +35,8 @@ pub struct Draft {
     pub memory: Option<String>,
     /// Text of `cpus`: a number.
     pub cpus: Option<String>,
+    /// Text of `cpu`.
+    pub cpu: Option<String>,
     /// Text of `serial`.
     pub serial: Option<String>,
     /// Each `disk`.
@@ -98,6 +102,7 @@ impl Draft {
             "cmdline" => &mut self.cmdline,
             "memory" => &mut self.memory,
             "cpus" => &mut self.cpus,
+            "cpu" => &mut self.cpu,
             _ => &mut self.serial,
         };
         *field = Some(text);
@@ -112,6 +117,7 @@ impl Draft {
             cmdline: self.cmdline.or(other.cmdline),
             memory: self.memory.or(other.memory),
             cpus: self.cpus.or(other.cpus),
+            cpu: self.cpu.or(other.cpu),
             serial: self.serial.or(other.serial),
             disks: self.disks.or(other.disks),
             nets: self.nets.or(other.nets),
@@ -120,17 +126,19 @@ impl Draft {
     }
 
     /// The machine. Where a text was not understood, `problems` says so and a default stands in its place; what is
-    /// missing stays empty, and [`VmConfig::validate`] names it.
+    /// missing stays empty, and [`VmConfig::validate`] names it. Paths become absolute: whoever finds them in a record, a file or
+    /// on another host has another current directory.
     pub fn build(self, default_serial: SerialConfig, problems: &mut Problems) -> VmConfig {
         let name = self.name.unwrap_or_default();
         let disks = self.disks.unwrap_or_default();
         let nets = self.nets.unwrap_or_default();
         VmConfig {
-            kernel: self.kernel.unwrap_or_default().into(),
-            initrd: self.initrd.map(PathBuf::from),
+            kernel: path(self.kernel.unwrap_or_default()),
+            initrd: self.initrd.map(path),
             cmdline: self.cmdline.unwrap_or_else(|| DEFAULT_CMDLINE.to_owned()),
             memory_bytes: size_or_default(self.memory, problems),
             cpus: number_or("cpus", self.cpus, DEFAULT_CPUS, problems),
+            cpu: self.cpu.and_then(|text| cpu(&text, problems)).unwrap_or_default(),
             disks: disks.into_iter().enumerate().map(|(index, fields)| disk(fields, index, problems)).collect(),
             nets: nets.into_iter().enumerate().map(|(index, fields)| net(fields, index, &name, problems)).collect(),
             vsock: self.vsock.map(|fields| vsock(fields, problems)),
@@ -138,6 +146,15 @@ impl Draft {
             name,
         }
     }
+}
+
+/// `text` as a path from the root. One that cannot be made absolute is empty, which [`VmConfig::validate`] names.
+fn path(text: String) -> PathBuf {
+    absolute(&text).unwrap_or_else(|_| text.into())
+}
+
+fn cpu(text: &str, problems: &mut Problems) -> Option<CpuModel> {
+    text.parse().map_err(|error: UnknownCpuModel| problems.add(format!("cpu: {error}"))).ok()
 }
 
 /// An array of devices.
@@ -165,7 +182,7 @@ fn device(file: &str, place: String, value: &toml::Value, problems: &mut Problem
 fn disk(mut fields: Fields, index: usize, problems: &mut Problems) -> DiskConfig {
     let id = fields.take("id").unwrap_or_else(|| format!("disk{index}"));
     let disk = DiskConfig {
-        path: fields.take("path").unwrap_or_default().into(),
+        path: path(fields.take("path").unwrap_or_default()),
         readonly: fields.take_switch("readonly", false, problems),
         direct: fields.take_switch("direct", true, problems),
         serial: fields.take("serial").unwrap_or_else(|| id.clone()),
@@ -196,7 +213,7 @@ fn net(mut fields: Fields, index: usize, vm: &str, problems: &mut Problems) -> N
 fn vsock(mut fields: Fields, problems: &mut Problems) -> VsockConfig {
     let vsock = VsockConfig {
         cid: number_or("vsock: `cid`", fields.take("cid"), 3, problems),
-        socket: fields.take("socket").unwrap_or_default().into(),
+        socket: path(fields.take("socket").unwrap_or_default()),
     };
     fields.finish(&["cid", "socket"], problems);
     vsock
@@ -206,8 +223,8 @@ fn serial(text: &str, problems: &mut Problems) -> Option<SerialConfig> {
     match text.split_once('=') {
         None if text == "stdio" => Some(SerialConfig::Stdio),
         None if text == "null" => Some(SerialConfig::Null),
-        Some(("file", path)) if !path.is_empty() => Some(SerialConfig::File(path.into())),
-        Some(("socket", path)) if !path.is_empty() => Some(SerialConfig::Socket(path.into())),
+        Some(("file", file)) if !file.is_empty() => Some(SerialConfig::File(path(file.to_owned()))),
+        Some(("socket", socket)) if !socket.is_empty() => Some(SerialConfig::Socket(path(socket.to_owned()))),
         _ => {
             problems.add(format!("serial: '{text}' must be stdio, null, file=PATH or socket=PATH"));
             None
@@ -311,6 +328,19 @@ mod tests {
     }
 
     #[test]
+    fn relative_paths_do_not_leave_the_directory_they_were_typed_in() {
+        let (config, problems) = read(
+            "kernel = 'k'\ninitrd = 'i'\nserial = 'file=s'\n[[disk]]\npath = 'd'\n[vsock]\ncid = 3\nsocket = 'v'\n[[disk]]\npath = ''",
+        );
+        assert_eq!(problems, Problems::default());
+        let here = std::env::current_dir().unwrap();
+        assert_eq!((&config.kernel, config.initrd.as_ref().unwrap()), (&here.join("k"), &here.join("i")));
+        assert_eq!((&config.disks[0].path, &config.vsock.unwrap().socket), (&here.join("d"), &here.join("v")));
+        assert_eq!(config.serial, SerialConfig::File(here.join("s")));
+        assert_eq!(config.disks[1].path, PathBuf::new());
+    }
+
+    #[test]
     fn defaults_stand_where_nothing_is_said() {
         let (config, problems) = read("name = 'web'\n[[net]]\ntap = 'tap0'");
         assert_eq!(problems, Problems::default());
@@ -327,7 +357,7 @@ mod tests {
             [
                 "vm.toml: unknown key `kernal`; did you mean `kernel`?",
                 "vm.toml: unknown key `memory_bytes`; did you mean `memory`?",
-                "vm.toml: unknown key `qqq`; there are name, kernel, initrd, cmdline, memory, cpus, disk, net, vsock, serial",
+                "vm.toml: unknown key `qqq`; there are name, kernel, initrd, cmdline, memory, cpus, cpu, disk, net, vsock, serial",
                 "disk 0: unknown key `pth`; did you mean `path`?",
                 "vsock: unknown key `port`; there are cid, socket",
             ]

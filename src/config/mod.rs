@@ -1,6 +1,6 @@
 //! The one description of a machine: what the command line and `--config` produce, what `build` takes, what travels.
 //!
-//! Plain data. Host paths are kept as given; nothing here opens anything.
+//! Plain data. Host paths are absolute; nothing here opens anything.
 
 mod check;
 mod draft;
@@ -12,6 +12,7 @@ pub use draft::{DEFAULT_CMDLINE, DEFAULT_CPUS, DEFAULT_MEMORY_BYTES, Draft};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
+use sterna_arch::CpuModel;
 
 /// The fewest bytes of RAM a machine can have.
 pub const MIN_MEMORY_BYTES: u64 = 4 << 20;
@@ -37,6 +38,8 @@ pub struct VmConfig {
     pub memory_bytes: u64,
     /// vCPUs.
     pub cpus: u32,
+    /// What they are like: as this host's, or a level that more hosts have.
+    pub cpu: CpuModel,
     /// Disks, in PCI order.
     pub disks: Vec<DiskConfig>,
     /// Network interfaces, in PCI order.

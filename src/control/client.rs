@@ -3,6 +3,7 @@
 use super::lines::{Lines, Received};
 use super::protocol::{Answer, AnswerLine, MAX_ANSWER_BYTES, Refusal, Reply, Request, RequestLine, Show, VERSION};
 use crate::control::machine::RunState;
+use crate::control::movement::{CheckReport, MigrateOrder, MoveStatus};
 use crate::events::Record;
 use crate::registry::{Registry, name_problem};
 use rustix::io::Errno;
@@ -139,6 +140,22 @@ impl Client {
     pub fn change(&mut self, request: Request) -> Result<RunState, Error> {
         match self.call(request, PATIENCE)? {
             Reply::Done { was } => Ok(was),
+            _ => Err(self.broken("an answer to another question")),
+        }
+    }
+
+    /// The move under way, or the last one.
+    pub fn movement(&mut self) -> Result<Option<MoveStatus>, Error> {
+        match self.call(Request::Migration, PATIENCE)? {
+            Reply::Migration(status) => Ok(status.map(|status| *status)),
+            _ => Err(self.broken("an answer to another question")),
+        }
+    }
+
+    /// What a trial of a move finds, within `patience`.
+    pub fn check_move(&mut self, order: MigrateOrder, patience: Duration) -> Result<CheckReport, Error> {
+        match self.call(Request::MigrateCheck(Box::new(order)), patience)? {
+            Reply::Checked(report) => Ok(*report),
             _ => Err(self.broken("an answer to another question")),
         }
     }

@@ -3,6 +3,7 @@
 #![expect(missing_docs, reason = "the names say it all")]
 
 use super::machine::{BalloonStatus, DeviceStatus, Machine, MachineError, RunState, Status};
+use super::movement::{CheckReport, Limits, MigrateOrder, MoveStatus, Resolution, SaveOrder};
 use std::sync::{Mutex, MutexGuard};
 
 /// What a [`Fake`] holds.
@@ -70,5 +71,35 @@ impl Machine for Fake {
     fn set_balloon(&self, target_bytes: u64) -> Result<(), MachineError> {
         self.lock().balloon_bytes = target_bytes;
         Ok(())
+    }
+
+    fn save(&self, _: SaveOrder) -> Result<(), MachineError> {
+        self.note("save", RunState::Moving);
+        Ok(())
+    }
+
+    fn migrate(&self, _: MigrateOrder) -> Result<(), MachineError> {
+        self.note("migrate", RunState::Moving);
+        Ok(())
+    }
+
+    fn check_move(&self, _: MigrateOrder) -> Result<CheckReport, MachineError> {
+        Ok(CheckReport::default())
+    }
+
+    fn movement(&self) -> Option<MoveStatus> {
+        None
+    }
+
+    fn cancel_move(&self) -> Result<(), MachineError> {
+        Err(MachineError::Refused("it is not moving".into()))
+    }
+
+    fn set_move(&self, _: Limits) -> Result<(), MachineError> {
+        self.cancel_move()
+    }
+
+    fn resolve_move(&self, _: Resolution) -> Result<(), MachineError> {
+        self.cancel_move()
     }
 }

@@ -3,6 +3,7 @@
 //! `vmm` implements [`Machine`]; the control socket, the signal handler and the tests drive it. This file refuses to
 //! know how a request arrived and how a machine carries it out.
 
+use super::movement::{CheckReport, Limits, MigrateOrder, MoveStatus, Resolution, SaveOrder};
 use crate::events::EventBus;
 use serde::{Deserialize, Serialize};
 use std::error::Error;
@@ -24,6 +25,20 @@ pub trait Machine: Send + Sync {
     /// Asks the guest to give up `target_bytes` of its memory (the balloon's size; 0 gives all of it back). Returns
     /// once the guest has been asked.
     fn set_balloon(&self, target_bytes: u64) -> Result<(), MachineError>;
+    /// Begins to save the machine to a file; it ends as [`Ended::Saved`]. Returns once that has begun.
+    fn save(&self, order: SaveOrder) -> Result<(), MachineError>;
+    /// Begins to move the machine to another host; it ends as [`Ended::Moved`]. Returns once that has begun.
+    fn migrate(&self, order: MigrateOrder) -> Result<(), MachineError>;
+    /// Tests all that such a move could fail at. The guest is not touched.
+    fn check_move(&self, order: MigrateOrder) -> Result<CheckReport, MachineError>;
+    /// The move under way, or the last one.
+    fn movement(&self) -> Option<MoveStatus>;
+    /// Calls the move off; the guest goes on here. Returns once it was told.
+    fn cancel_move(&self) -> Result<(), MachineError>;
+    /// Changes limits of the move under way.
+    fn set_move(&self, limits: Limits) -> Result<(), MachineError>;
+    /// Ends a move that is in doubt, on a person's word.
+    fn resolve_move(&self, resolution: Resolution) -> Result<(), MachineError>;
 }
 
 /// Why a machine did not do what it was asked to. The guest runs on as before.
@@ -35,6 +50,9 @@ pub enum MachineError {
     /// The guest must run for this.
     #[error("the guest is paused")]
     Paused,
+    /// It is being moved, and must not be touched meanwhile.
+    #[error("{0}")]
+    Moving(String),
     /// The request makes no sense for this machine; the text says why.
     #[error("{0}")]
     Refused(String),
@@ -61,8 +79,30 @@ pub enum RunState {
     Paused,
     /// The power button was pressed and the guest has not powered off yet.
     Stopping,
+    /// vCPUs and devices stand still for a move.
+    Moving,
+    /// It was handed over and the other side has not said that it runs: it stands still here.
+    InDoubt,
+    /// It arrives from elsewhere; nothing of it runs here yet.
+    Incoming,
     /// The guest is gone.
     Ended,
+}
+
+impl RunState {
+    /// As a word, for programs.
+    pub fn word(self) -> &'static str {
+        match self {
+            RunState::Created => "created",
+            RunState::Running => "running",
+            RunState::Paused => "paused",
+            RunState::Stopping => "stopping",
+            RunState::Moving => "moving",
+            RunState::InDoubt => "in-doubt",
+            RunState::Incoming => "incoming",
+            RunState::Ended => "ended",
+        }
+    }
 }
 
 /// A machine at one moment.
@@ -153,6 +193,12 @@ pub enum Ended {
     PoweredOff,
     /// It was killed from outside.
     Killed,
+    /// It runs at another host, which is named.
+    Moved(String),
+    /// It lies in a file, which is named.
+    Saved(String),
+    /// A move to this host came to nothing, for the reason given.
+    NotArrived(String),
     /// Its kernel panicked.
     GuestPanic,
     /// A vCPU took a fault that it could not handle.
@@ -166,6 +212,9 @@ impl std::fmt::Display for Ended {
         match self {
             Ended::PoweredOff => f.write_str("the guest has powered off"),
             Ended::Killed => f.write_str("the guest was killed"),
+            Ended::Moved(to) => write!(f, "the guest has moved to {to}"),
+            Ended::Saved(file) => write!(f, "the guest is saved in {file}"),
+            Ended::NotArrived(why) => write!(f, "the guest did not arrive: {why}"),
             Ended::GuestPanic => f.write_str("the guest's kernel has panicked"),
             Ended::TripleFault => f.write_str("the guest has stopped on a triple fault"),
             Ended::InternalError(why) => write!(f, "the guest was stopped because it could not go on: {why}"),

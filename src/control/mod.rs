@@ -5,5 +5,6 @@ pub mod client;
 pub mod fake;
 pub mod lines;
 pub mod machine;
+pub mod movement;
 pub mod protocol;
 pub mod server;

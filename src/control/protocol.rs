@@ -5,6 +5,7 @@
 //! and nothing else. Unknown requests and versions are refused by name; a client must ignore keys it does not know.
 
 use super::machine::{MachineError, RunState, Status};
+use super::movement::{CheckReport, Limits, MigrateOrder, MoveStatus, Resolution, SaveOrder};
 use crate::config::VmConfig;
 use crate::events::Record;
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,20 @@ pub enum Request {
         /// Bytes; 0 gives all of it back.
         target_bytes: u64,
     },
+    /// Save it to a file: begins, and is told of in events.
+    Save(SaveOrder),
+    /// Move it to another host: begins, and is told of in events.
+    Migrate(Box<MigrateOrder>),
+    /// See whether it could move: [`Reply::Checked`].
+    MigrateCheck(Box<MigrateOrder>),
+    /// The move under way or the last one: [`Reply::Migration`].
+    Migration,
+    /// Call the move off.
+    MigrationCancel,
+    /// Change limits of the move.
+    MigrationSet(Limits),
+    /// End a move that is in doubt.
+    MigrationResolve(Resolution),
     /// Be told of everything that happens from now on.
     Events,
 }
@@ -84,6 +99,10 @@ pub enum Reply {
         /// State before it; where this is already what was asked for, nothing was done.
         was: RunState,
     },
+    /// To `migration`; nothing where there was none.
+    Migration(Option<Box<MoveStatus>>),
+    /// To `migrate-check`.
+    Checked(Box<CheckReport>),
     /// To `events`: from here on nothing is missed.
     Listening,
 }
@@ -125,6 +144,8 @@ pub enum RefusalKind {
     Ended,
     /// The guest is paused, and must run for this.
     Paused,
+    /// The guest is being moved.
+    Moving,
     /// Makes no sense for this VM.
     Refused,
     /// It was tried and did not work.
@@ -144,6 +165,7 @@ impl From<MachineError> for Refusal {
         let kind = match &error {
             MachineError::Ended => RefusalKind::Ended,
             MachineError::Paused => RefusalKind::Paused,
+            MachineError::Moving(_) => RefusalKind::Moving,
             MachineError::Refused(_) => RefusalKind::Refused,
             MachineError::Failed { .. } => RefusalKind::Failed,
         };

@@ -211,7 +211,9 @@ fn carry_out(request: Request, subject: &Subject) -> Result<Reply, Refusal> {
     if was == RunState::Ended && request != Request::Show {
         return Err(Refusal::new(RefusalKind::Ended, "the guest has ended"));
     }
-    log::info!("control request: {request:?}");
+    if request != Request::Migration {
+        log::info!("control request: {request:?}");
+    }
     match request {
         Request::Show | Request::Events => {
             let config = subject.config.clone();
@@ -227,6 +229,13 @@ fn carry_out(request: Request, subject: &Subject) -> Result<Reply, Refusal> {
             return Err(Refusal::new(RefusalKind::Refused, text));
         }
         Request::Balloon { target_bytes } => machine.set_balloon(target_bytes)?,
+        Request::Save(order) => machine.save(order)?,
+        Request::Migrate(order) => machine.migrate(*order)?,
+        Request::MigrateCheck(order) => return Ok(Reply::Checked(Box::new(machine.check_move(*order)?))),
+        Request::Migration => return Ok(Reply::Migration(machine.movement().map(Box::new))),
+        Request::MigrationCancel => machine.cancel_move()?,
+        Request::MigrationSet(limits) => machine.set_move(limits)?,
+        Request::MigrationResolve(resolution) => machine.resolve_move(resolution)?,
     }
     Ok(Reply::Done { was })
 }

@@ -32,6 +32,7 @@ fn setup(state: RunState) -> Setup {
         cmdline: String::new(),
         memory_bytes: 64 << 20,
         cpus: 2,
+        cpu: sterna_arch::CpuModel::Host,
         disks: Vec::new(),
         nets: vec![crate::config::NetConfig {
             id: "net0".into(),

@@ -18,8 +18,6 @@ const ROWS: &[Row] = &[
     ("KVM_CAP_SET_IDENTITY_MAP_ADDR", KVM_CAP_SET_IDENTITY_MAP_ADDR, Need::Required, "real mode"),
     ("KVM_CAP_EXT_CPUID", KVM_CAP_EXT_CPUID, Need::Required, "the guest's processor"),
     ("KVM_CAP_MP_STATE", KVM_CAP_MP_STATE, Need::Required, "more than one vCPU"),
-    ("KVM_CAP_IRQFD", KVM_CAP_IRQFD, Need::Required, "interrupts from devices"),
-    ("KVM_CAP_IRQ_ROUTING", KVM_CAP_IRQ_ROUTING, Need::Required, "MSI-X"),
     ("KVM_CAP_SIGNAL_MSI", KVM_CAP_SIGNAL_MSI, Need::Required, "MSI-X"),
     ("KVM_CAP_IOEVENTFD", KVM_CAP_IOEVENTFD, Need::Required, "doorbells of devices"),
     ("KVM_CAP_IMMEDIATE_EXIT", KVM_CAP_IMMEDIATE_EXIT, Need::Required, "pausing without a lost wake-up"),

@@ -5,59 +5,64 @@
 
 use super::Error;
 use super::bus::{Bus, SharedDevice};
+use super::dirty;
 use super::event_loop::{EventLoop, Subscriber};
 use super::gate::{Gate, Wanted};
 use super::host::Host;
-use super::machine::{Function, Machine};
+use super::machine::{Machine, lock};
 use super::memory::Memory;
+use super::parts::{PartError, Parts};
 use super::vcpu::{Outcome, Shared, VcpuThread};
 use super::wiring::{KvmWiring, LevelPin};
 use crate::config::VmConfig;
 use crate::events::{Event, EventBus};
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_bindings::CpuId;
+use kvm_ioctls::VmFd;
 use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use sterna_arch::{BootSource, Entry, layout};
-use sterna_devices::legacy::{Power, PvPanic, Rtc};
+use sterna_devices::legacy::{Power, PvPanic};
 use sterna_devices::pci::{BarWindow, ConfigPorts, Ecam, PciSegment};
 use sterna_devices::virtio::VirtioDevice;
 use sterna_devices::virtio::balloon::{Balloon, BalloonHandle};
 use sterna_devices::virtio::blk::Blk;
-use sterna_devices::virtio::net::Net;
+use sterna_devices::virtio::net::{Net, NetHandle};
 use sterna_devices::virtio::pci::{OnFault, VirtioPci};
 use sterna_devices::virtio::rng::Rng;
 use sterna_devices::virtio::vsock::Vsock;
+use sterna_migration::Sections;
 
 /// A machine that has never run.
 pub struct NewMachine {
-    vcpus: Vec<VcpuFd>,
+    parts: Parts,
     ports: Bus,
     mmio: Bus,
-    functions: Vec<Function>,
-    power: Arc<Mutex<Power>>,
     balloon: BalloonHandle,
+    nets: Vec<NetHandle>,
+    /// The dirty log can be cleared chunk by chunk.
+    manual_protect: bool,
 }
 
-/// A machine that has never run and knows where to start.
-pub struct Booted(NewMachine);
+/// A machine that has never run and knows where to start, or to go on.
+pub struct Loaded(NewMachine);
 
 /// Builds the machine that `config` describes on what `host` holds. A device that faults is told to `events`.
 ///
 /// # Errors
 /// What KVM refuses or a device cannot have.
 pub fn build(config: &VmConfig, host: &Host, events: &Arc<EventBus>) -> Result<NewMachine, Error> {
-    let vm = create_vm(host)?;
+    let (vm, manual_protect) = create_vm(host)?;
     let vcpus = (0..config.cpus)
         .map(|index| vm.create_vcpu(u64::from(index)).map_err(kvm_error("creating a vCPU")))
+        .map(|vcpu| vcpu.map(|vcpu| Arc::new(Mutex::new(vcpu))))
         .collect::<Result<_, _>>()?;
     let (mut ports, mut mmio) = (Bus::default(), Bus::default());
-    let power = add_legacy_devices(&mut ports, &vm, host)?;
     let wiring = Arc::new(KvmWiring::new(Arc::clone(&vm)));
     let on_fault = fault_events(events);
-    let (models, balloon) = models(config, host)?;
+    let (models, balloon, nets) = models(config, host)?;
     let mut segment = PciSegment::new(layout::PCI_MMIO_START..layout::PCI_MMIO_START + layout::PCI_MMIO_SIZE);
     let mut functions = Vec::new();
     for (name, model) in models {
@@ -68,8 +73,20 @@ pub fn build(config: &VmConfig, host: &Host, events: &Arc<EventBus>) -> Result<N
         segment.add(function.clone()).map_err(|error| Error::device(&name, error))?;
         functions.push(function);
     }
-    add_pci(&mut ports, &mut mmio, segment);
-    Ok(NewMachine { vcpus, ports, mmio, functions, power, balloon })
+    host.serial_line.attach(&vm);
+    let parts = Parts {
+        vcpus,
+        functions,
+        segment: Arc::new(segment),
+        serial: host.serial.clone(),
+        vmgenid: host.vmgenid.clone(),
+        rtc: Arc::default(),
+        power: Arc::new(Mutex::new(Power::new(Arc::new(LevelPin::new(Arc::clone(&vm), layout::GED_GSI))))),
+        panic: Arc::new(Mutex::new(PvPanic)),
+        vm,
+    };
+    add_devices(&mut ports, &mut mmio, &parts);
+    Ok(NewMachine { parts, ports, mmio, balloon, nets, manual_protect })
 }
 
 impl NewMachine {
@@ -77,15 +94,59 @@ impl NewMachine {
     ///
     /// # Errors
     /// What is wrong with kernel, initrd or command line; what KVM refuses.
-    pub fn boot(self, config: &VmConfig, host: &Host) -> Result<Booted, Error> {
+    pub fn boot(self, config: &VmConfig, host: &Host) -> Result<Loaded, Error> {
         let entry = load_kernel(config, &host.memory)?;
-        for (index, vcpu) in (0u32..).zip(&self.vcpus) {
+        let generation = lock(&host.vmgenid).write(host.memory.ram());
+        generation.map_err(|source| Error::Host { what: "the generation id", source: io::Error::other(source) })?;
+        for (index, vcpu) in (0u32..).zip(&self.parts.vcpus) {
             let cpuid = sterna_arch::vcpu_cpuid(&host.cpuid, index, config.cpus);
-            sterna_arch::setup_vcpu(vcpu, &cpuid, (index == 0).then_some(&entry))
+            sterna_arch::setup_vcpu(&lock(vcpu), &cpuid, (index == 0).then_some(&entry))
                 .map_err(|source| Error::Vcpu { index, source })?;
         }
         host.memory.prefer_huge_pages().map_err(|source| Error::Memory { bytes: config.memory_bytes, source })?;
-        Ok(Booted(self))
+        Ok(Loaded(self))
+    }
+
+    /// Makes ready for a state from elsewhere: vCPUs with the CPUID that the guest knows, devices that stand still.
+    ///
+    /// # Errors
+    /// What KVM refuses.
+    pub fn expect(&self, cpuid: &CpuId, config: &VmConfig) -> Result<(), Error> {
+        for (index, vcpu) in (0u32..).zip(&self.parts.vcpus) {
+            let cpuid = sterna_arch::vcpu_cpuid(cpuid, index, config.cpus);
+            lock(vcpu).set_cpuid2(&cpuid).map_err(kvm_error("setting the CPUID that the guest knows"))?;
+        }
+        Ok(())
+    }
+
+    /// Gives it threads, which stand at the gate until it has a state and is resumed.
+    ///
+    /// # Errors
+    /// When a thread cannot be made.
+    pub fn park(self, console: Subscriber, outcomes: Sender<Outcome>) -> Result<Parked, Error> {
+        Loaded(self).start(console, outcomes).map(Parked)
+    }
+}
+
+/// A machine that has never run, with threads that wait for a state from elsewhere.
+pub struct Parked(Machine);
+
+impl Parked {
+    /// Gives the devices a rehearsal of their state, which the final one then differs from in little.
+    ///
+    /// # Errors
+    /// The part that does not take it.
+    pub fn rehearse(&self, sections: Sections) -> Result<(), PartError> {
+        self.0.parts().rehearse(sections)
+    }
+
+    /// Gives every part its state; its RAM has its contents. It stands still until resumed.
+    ///
+    /// # Errors
+    /// The part that does not take it.
+    pub fn restore(self, sections: Sections) -> Result<Machine, PartError> {
+        self.0.parts().restore(sections)?;
+        Ok(self.0)
     }
 }
 
@@ -102,27 +163,35 @@ pub fn load_kernel(config: &VmConfig, memory: &Memory) -> Result<Entry, Error> {
     sterna_arch::load_kernel(ram, source, rsdp).map_err(|source| Error::Boot { path: config.kernel.clone(), source })
 }
 
-impl Booted {
+impl Loaded {
     /// Gives the machine its threads, one of them for its devices and `console`. It stands still until resumed.
     ///
     /// # Errors
     /// When a thread cannot be made.
     pub fn start(self, console: Subscriber, outcomes: Sender<Outcome>) -> Result<Machine, Error> {
-        let NewMachine { vcpus, ports, mmio, functions, power, balloon } = self.0;
+        let NewMachine { parts, ports, mmio, balloon, nets, manual_protect } = self.0;
         let gate = Arc::new(Gate::new(Wanted::Pause));
         let shared = Shared { ports: Arc::new(ports), mmio: Arc::new(mmio), gate: gate.clone(), outcomes };
         // From here on dropping the machine ends the threads there are.
-        let mut machine = Machine { gate, vcpus: Vec::new(), functions, power, balloon, event_loop: None };
-        for (index, vcpu) in (0u32..).zip(vcpus) {
-            let thread = VcpuThread::spawn(index, vcpu, shared.clone())
+        let machine = Machine {
+            gate,
+            vcpus: Mutex::default(),
+            parts,
+            balloon,
+            nets,
+            manual_protect,
+            event_loop: Mutex::default(),
+        };
+        for (index, vcpu) in (0u32..).zip(&machine.parts.vcpus) {
+            let thread = VcpuThread::spawn(index, Arc::clone(vcpu), shared.clone())
                 .map_err(|source| Error::Host { what: "a vCPU's thread", source })?;
-            machine.vcpus.push(thread);
+            lock(&machine.vcpus).push(thread);
         }
         let mut subscribers: Vec<Subscriber> = vec![console];
-        subscribers.extend(machine.functions.iter().map(|function| function.clone() as Subscriber));
+        subscribers.extend(machine.parts.functions.iter().map(|function| function.clone() as Subscriber));
         let event_loop =
             EventLoop::start(subscribers).map_err(|source| Error::Host { what: "the device event loop", source })?;
-        machine.event_loop = Some(event_loop);
+        *lock(&machine.event_loop) = Some(event_loop);
         Ok(machine)
     }
 }
@@ -134,60 +203,58 @@ fn fault_events(events: &Arc<EventBus>) -> OnFault {
     })
 }
 
-fn add_pci(ports: &mut Bus, mmio: &mut Bus, segment: PciSegment) {
-    let segment = Arc::new(segment);
-    let (config_port, config_size) = (layout::PCI_CONFIG_PORT.into(), layout::PCI_CONFIG_SIZE.into());
-    ports.add(config_port, config_size, Arc::new(ConfigPorts(segment.clone())));
-    mmio.add(layout::ECAM_START, layout::ECAM_SIZE, Arc::new(Ecam(segment.clone())));
-    mmio.add(layout::PCI_MMIO_START, layout::PCI_MMIO_SIZE, Arc::new(BarWindow(segment)));
+/// Puts every device that has registers at fixed addresses where the address map has it.
+fn add_devices(ports: &mut Bus, mmio: &mut Bus, parts: &Parts) {
+    let mut add = |port: u16, size: u16, device: SharedDevice| ports.add(port.into(), size.into(), device);
+    add(layout::COM1_PORT, layout::COM1_SIZE, parts.serial.clone());
+    add(layout::RTC_PORT, layout::RTC_SIZE, parts.rtc.clone());
+    add(layout::PVPANIC_PORT, layout::PVPANIC_SIZE, parts.panic.clone());
+    add(layout::POWER_PORT, layout::POWER_SIZE, parts.power.clone());
+    add(layout::PCI_CONFIG_PORT, layout::PCI_CONFIG_SIZE, Arc::new(ConfigPorts(parts.segment.clone())));
+    mmio.add(layout::ECAM_START, layout::ECAM_SIZE, Arc::new(Ecam(parts.segment.clone())));
+    mmio.add(layout::PCI_MMIO_START, layout::PCI_MMIO_SIZE, Arc::new(BarWindow(parts.segment.clone())));
 }
 
 /// The VM with its RAM and interrupt controllers. The order is KVM's: the interrupt controllers come before the vCPUs, each of
 /// which gets its local APIC from them. RAM comes before both: creating the interrupt controllers starts an SRCU grace period, and
 /// a memory slot set after it waits for its end (measured on Linux 6.18: 7.4 ms, against 0.17 ms before).
-fn create_vm(host: &Host) -> Result<Arc<VmFd>, Error> {
+fn create_vm(host: &Host) -> Result<(Arc<VmFd>, bool), Error> {
     let vm = host.kvm.create_vm().map_err(kvm_error("creating a VM"))?;
-    host.memory.attach(&vm).map_err(|source| Error::Kvm { attempt: "registering guest memory", source })?;
+    let manual_protect = dirty::prepare(&vm);
+    host.memory.attach(&vm, false).map_err(|source| Error::Kvm { attempt: "registering guest memory", source })?;
     vm.set_tss_address(layout::KVM_TSS as usize).map_err(kvm_error("placing the TSS"))?;
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm_error("placing the identity map"))?;
+    sterna_arch::state::prepare_vm(&vm).map_err(kvm_error("asking for vCPUs that can be saved whole"))?;
     vm.create_irq_chip().map_err(kvm_error("creating the interrupt controllers"))?;
-    Ok(Arc::new(vm))
-}
-
-fn add_legacy_devices(ports: &mut Bus, vm: &Arc<VmFd>, host: &Host) -> Result<Arc<Mutex<Power>>, Error> {
-    let line_error = |source| Error::Kvm { attempt: "connecting an interrupt line", source };
-    host.serial_line.attach(vm).map_err(line_error)?;
-    let power = Arc::new(Mutex::new(Power::new(Arc::new(LevelPin::new(Arc::clone(vm), layout::GED_GSI)))));
-    let mut add = |port: u16, size: u16, device: SharedDevice| ports.add(port.into(), size.into(), device);
-    add(layout::COM1_PORT, layout::COM1_SIZE, host.serial.clone());
-    add(layout::RTC_PORT, layout::RTC_SIZE, Arc::new(Mutex::new(Rtc::default())));
-    add(layout::PVPANIC_PORT, layout::PVPANIC_SIZE, Arc::new(Mutex::new(PvPanic)));
-    add(layout::POWER_PORT, layout::POWER_SIZE, power.clone());
-    Ok(power)
+    Ok((Arc::new(vm), manual_protect))
 }
 
 /// Virtio models with their names, in slot order.
 type Models = Vec<(String, Box<dyn VirtioDevice>)>;
 
 /// Every virtio model there is to be.
-fn models(config: &VmConfig, host: &Host) -> Result<(Models, BalloonHandle), Error> {
-    let mut models = Models::new();
+fn models(config: &VmConfig, host: &Host) -> Result<(Models, BalloonHandle, Vec<NetHandle>), Error> {
+    let (mut models, mut nets) = (Models::new(), Vec::new());
     for (disk, image) in config.disks.iter().zip(&host.images) {
         let model = Blk::new(image.clone(), &disk.serial).map_err(|error| Error::device(&disk.id, error))?;
         models.push((disk.id.clone(), Box::new(model)));
     }
     for (net, tap) in config.nets.iter().zip(&host.taps) {
         let tap = tap.try_clone().map_err(|error| Error::device(&net.id, error))?;
-        models.push((net.id.clone(), Box::new(Net::new(tap, net.mac))));
+        let model = Net::new(tap, net.mac);
+        nets.push(model.handle());
+        models.push((net.id.clone(), Box::new(model)));
     }
     if let Some(vsock) = &config.vsock {
         let model = Vsock::new(vsock.cid, &vsock.socket).map_err(|error| Error::device("vsock", error))?;
         models.push(("vsock".into(), Box::new(model)));
     }
     models.push(("rng".into(), Box::new(Rng)));
-    let (balloon, handle) = Balloon::new().map_err(|error| Error::device("balloon", error))?;
+    let memory = host.memory.clone();
+    let (balloon, handle) =
+        Balloon::of_ram(move || memory.give_back()).map_err(|error| Error::device("balloon", error))?;
     models.push(("balloon".into(), Box::new(balloon)));
-    Ok((models, handle))
+    Ok((models, handle, nets))
 }
 
 fn open(what: &'static str, path: &Path) -> Result<File, Error> {

@@ -1,8 +1,9 @@
 //! Why a machine could not be built or run.
 
+use super::parts::PartError;
 use crate::exit;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What was attempted on the way to a running machine. The guest has not run.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +91,54 @@ pub enum Error {
     /// More than one of the above, all of what a user can mend.
     #[error("{} things are in the way:{}", .0.len(), list(.0))]
     Several(Vec<Error>),
+    /// A new VM does not become one that can be saved whole.
+    #[error("cannot prepare the VM; `sterna host check` tells what this host can do")]
+    VmState {
+        /// Why.
+        #[source]
+        source: sterna_arch::state::StateError,
+    },
+    /// This host cannot take a machine from elsewhere; a sentence each.
+    #[error("this host cannot take the machine: {}", .0.join("; "))]
+    Refused(Vec<String>),
+    /// A saved machine cannot be used.
+    #[error("cannot restore from {}", path.display())]
+    Saved {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: sterna_migration::file::Error,
+    },
+    /// What a file says of its machine is not understood.
+    #[error("the description of the machine in {} cannot be read", path.display())]
+    Description {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A part of the machine does not take its saved state.
+    #[error("the machine in {} cannot go on here", path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: PartError,
+    },
+    /// Its disks have moved on.
+    #[error(
+        "the machine in {} was restored before, {before}, and its disks have moved on since; --again makes a second copy of it",
+        path.display()
+    )]
+    RestoredBefore {
+        /// The file.
+        path: PathBuf,
+        /// When and where.
+        before: String,
+    },
     /// The process cannot make a thread, an event or the like.
     #[error("cannot make {what}")]
     Host {
@@ -106,15 +155,28 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::OpenKvm { .. } => exit::UNREACHABLE,
-            Self::Kvm { .. } | Self::Cpuid { .. } | Self::Vcpu { .. } | Self::Host { .. } | Self::Acpi { .. } => {
-                exit::FAILED
-            }
+            Self::Kvm { .. }
+            | Self::VmState { .. }
+            | Self::Cpuid { .. }
+            | Self::Vcpu { .. }
+            | Self::Host { .. }
+            | Self::Acpi { .. } => exit::FAILED,
             Self::Memory { .. }
             | Self::OpenFile { .. }
             | Self::Boot { .. }
             | Self::Device { .. }
+            | Self::Refused(_)
+            | Self::Saved { .. }
+            | Self::Description { .. }
+            | Self::State { .. }
+            | Self::RestoredBefore { .. }
             | Self::Several(_) => exit::REFUSED,
         }
+    }
+
+    /// Wraps what is wrong with the saved machine at `path`.
+    pub fn saved(path: &Path, source: sterna_migration::file::Error) -> Self {
+        Self::Saved { path: path.to_owned(), source }
     }
 
     /// Wraps a device's error.

@@ -26,12 +26,14 @@ struct State {
     wanted: Wanted,
     /// Threads that stand still now.
     parked: u32,
+    /// Threads that cannot go on.
+    ended: u32,
 }
 
 impl Gate {
     /// A gate in the state `wanted`, with no thread at it.
     pub fn new(wanted: Wanted) -> Self {
-        Self { state: Mutex::new(State { wanted, parked: 0 }), changed: Condvar::new() }
+        Self { state: Mutex::new(State { wanted, parked: 0, ended: 0 }), changed: Condvar::new() }
     }
 
     /// Says what is wanted from now on.
@@ -52,7 +54,13 @@ impl Gate {
 
     /// Called by a vCPU thread that cannot go on: stands still until the thread is to end.
     pub fn park_for_good(&self) {
+        self.lock().ended += 1;
         self.park_while(|wanted| wanted != Wanted::Exit);
+    }
+
+    /// Whether a thread cannot go on: the guest has reset or powered off the machine, or has died.
+    pub fn has_ended(&self) -> bool {
+        self.lock().ended > 0
     }
 
     fn park_while(&self, still: impl Fn(Wanted) -> bool) -> Wanted {
@@ -123,6 +131,7 @@ mod tests {
             move || gate.park_for_good()
         });
         assert!(gate.wait_parked(1, LONG));
+        assert!(gate.has_ended());
         gate.set(Wanted::Pause);
         assert!(gate.wait_parked(1, LONG));
         gate.set(Wanted::Exit);

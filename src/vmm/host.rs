@@ -4,27 +4,34 @@
 use super::Error;
 use super::build::load_kernel;
 use super::memory::Memory;
+use super::parts::PartError;
 use super::wiring::Line;
-use crate::config::{SerialConfig, VmConfig};
+use crate::config::{DiskConfig, SerialConfig, VmConfig};
 use crate::console::Console;
 use kvm_bindings::CpuId;
 use kvm_ioctls::Kvm;
 use std::io;
-use std::sync::{Arc, Mutex};
-use sterna_arch::layout;
-use sterna_devices::legacy::Serial;
-use sterna_devices::virtio::blk::Image;
+use std::sync::{Arc, Mutex, OnceLock};
+use sterna_arch::state::{self, MsrPlan, StateError};
+use sterna_arch::{CpuProfile, HostProfile, TrialVm, layout};
+use sterna_devices::legacy::{Serial, VmGenId};
+use sterna_devices::virtio::blk::{Image, ImageError};
 use sterna_devices::virtio::net::Tap;
+use vm_memory::GuestAddress;
 
 /// See the module.
 pub struct Host {
     /// The hypervisor.
     pub kvm: Kvm,
-    /// What its vCPUs can be.
+    /// What the guest's vCPUs can do.
     pub cpuid: CpuId,
+    /// The processors as they are saved; asked when a machine is to be.
+    processor: OnceLock<Processor>,
+    /// What it was found with that a guest from elsewhere can run here; kept until nobody waits for its end.
+    trial: Mutex<Option<TrialVm>>,
     /// Guest RAM.
     pub memory: Memory,
-    /// Disk images, in the configuration's order, locked.
+    /// Disk images, in the configuration's order, locked but while a machine is on its way.
     pub images: Vec<Image>,
     /// Taps, in the configuration's order.
     pub taps: Vec<Tap>,
@@ -32,26 +39,56 @@ pub struct Host {
     pub serial_line: Arc<Line>,
     /// The serial port: its other end stays connected across a reboot.
     pub serial: Arc<Mutex<Serial>>,
-    /// What feeds it.
+    /// Tells the guest whether it is still the only one of its kind: the same across a reboot.
+    pub vmgenid: Arc<Mutex<VmGenId>>,
+    /// What feeds the serial port.
     pub console: Arc<Mutex<Console>>,
 }
 
+/// What of a guest's processors takes a VM of its own to find out.
+pub struct Processor {
+    /// Which MSRs a vCPU has here.
+    pub msrs: MsrPlan,
+    /// What they are, for another host.
+    pub profile: CpuProfile,
+}
+
+/// When disks are locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Locks {
+    /// At once: the guest is to run.
+    Now,
+    /// When the machine is handed over: until then the source has them.
+    Later,
+}
+
 impl Host {
-    /// Opens everything that `config` names.
+    /// Opens everything that `config` names, for a guest whose processors are those of `cpu`, or all that this host has.
     ///
     /// # Errors
     /// All that a user can mend, at once: what of disks, taps and console cannot be had, and then also what is wrong with
     /// the kernel. Otherwise the first that fails.
-    pub fn open(config: &VmConfig) -> Result<Self, Error> {
+    pub fn open(config: &VmConfig, cpu: Option<&CpuProfile>, locks: Locks) -> Result<Self, Error> {
         let kvm = open_kvm()?;
-        let cpuid = sterna_arch::supported_cpuid(&kvm).map_err(|source| Error::Cpuid { source })?;
+        let cpuid = match cpu {
+            Some(profile) => profile.cpuid().map_err(|source| Error::Cpuid { source })?,
+            None => sterna_arch::supported_cpuid(&kvm)
+                .and_then(|supported| sterna_arch::model_cpuid(&supported, config.cpu))
+                .map_err(|source| Error::Cpuid { source })?,
+        };
+        let mut trial = Mutex::new(None);
+        if let Some(profile) = cpu {
+            let (here, vm) = HostProfile::of(&kvm).map_err(|source| Error::VmState { source })?;
+            trial = Mutex::new(Some(vm));
+            let problems = sterna_arch::incompatibilities(profile, &here);
+            if !problems.is_empty() {
+                return Err(Error::Refused(problems));
+            }
+        }
         let memory =
             Memory::new(config.memory_bytes).map_err(|source| Error::Memory { bytes: config.memory_bytes, source })?;
         let mut refused = Vec::new();
-        let images = config
-            .disks
-            .iter()
-            .filter_map(|disk| had(&disk.id, Image::open(&disk.path, disk.readonly, disk.direct), &mut refused));
+        let images = config.disks.iter().filter_map(|disk| had(&disk.id, open_image(disk, locks), &mut refused));
         let images = images.collect();
         let taps = config.nets.iter().filter_map(|net| had(&net.id, Tap::open(&net.tap, net.create), &mut refused));
         let taps = taps.collect();
@@ -59,12 +96,42 @@ impl Host {
         let wanted = refused.is_empty() || config.serial != SerialConfig::Stdio;
         let console = wanted.then(|| had("serial", Console::open(&config.serial), &mut refused)).flatten();
         let Some((mut console, output)) = console.filter(|_| refused.is_empty()) else {
-            return Err(everything(refused, config, &memory));
+            return Err(everything(refused, config, &memory, cpu.is_none()));
         };
-        let serial_line = Line::new(layout::COM1_GSI).map_err(|source| Error::Host { what: "an event", source })?;
+        let serial_line = Line::new(layout::COM1_GSI);
         let serial = Arc::new(Mutex::new(Serial::new(serial_line.clone(), output)));
         console.attach(serial.clone()).map_err(|source| Error::Host { what: "an event", source })?;
-        Ok(Self { kvm, cpuid, memory, images, taps, serial_line, serial, console: Arc::new(Mutex::new(console)) })
+        let generation = VmGenId::random().map_err(|source| Error::Host { what: "a generation id", source })?;
+        let vmgenid = Arc::new(Mutex::new(VmGenId::new(GuestAddress(layout::GENERATION_ID), generation)));
+        let console = Arc::new(Mutex::new(console));
+        let processor = OnceLock::new();
+        Ok(Self { kvm, cpuid, processor, trial, memory, images, taps, serial_line, serial, vmgenid, console })
+    }
+
+    /// The guest's processors as they are saved. The first call makes a VM of its own to find out, so not while a guest stands
+    /// still.
+    ///
+    /// # Errors
+    /// KVM's.
+    pub fn processor(&self) -> Result<&Processor, PartError> {
+        if let Some(known) = self.processor.get() {
+            return Ok(known);
+        }
+        let failed = |source| PartError::Processor { part: "vcpu0".into(), done: "asked what it is", source };
+        let kvm = |source| failed(StateError::Set { what: "a VM to try", source });
+        let vm = self.kvm.create_vm().map_err(kvm)?;
+        state::prepare_vm(&vm).map_err(kvm)?;
+        vm.create_irq_chip().map_err(kvm)?;
+        let vcpu = vm.create_vcpu(0).map_err(kvm)?;
+        vcpu.set_cpuid2(&sterna_arch::vcpu_cpuid(&self.cpuid, 0, 1)).map_err(kvm)?;
+        let profile = CpuProfile::of(&self.kvm, &vcpu, &self.cpuid).map_err(failed)?;
+        let msrs = MsrPlan::find(&self.kvm, &vcpu).map_err(failed)?;
+        Ok(self.processor.get_or_init(|| Processor { msrs, profile }))
+    }
+
+    /// Ends the VM that was made to find out what this host can do.
+    pub fn end_trial(&self) {
+        drop(super::machine::lock(&self.trial).take());
     }
 
     /// Makes ready for another machine after one has ended.
@@ -85,9 +152,18 @@ where
     opened.map_err(|error| refused.push(Error::device(device, error))).ok()
 }
 
-/// What was `refused`, and what would have been next.
-fn everything(mut refused: Vec<Error>, config: &VmConfig, memory: &Memory) -> Error {
-    refused.extend(load_kernel(config, memory).err());
+fn open_image(disk: &DiskConfig, locks: Locks) -> Result<Image, ImageError> {
+    match locks {
+        Locks::Now => Image::open(&disk.path, disk.readonly, disk.direct),
+        Locks::Later => Image::open_unlocked(&disk.path, disk.readonly, disk.direct),
+    }
+}
+
+/// What was `refused`, and what would have been next of a machine that boots.
+fn everything(mut refused: Vec<Error>, config: &VmConfig, memory: &Memory, boots: bool) -> Error {
+    if boots {
+        refused.extend(load_kernel(config, memory).err());
+    }
     match refused.pop() {
         Some(only) if refused.is_empty() => only,
         last => Error::Several(refused.into_iter().chain(last).collect()),

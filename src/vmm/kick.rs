@@ -4,11 +4,13 @@
 //! `immediate_exit`, completes the access that was under way and ends with EINTR (KVM API, 5, `immediate_exit`).
 #![expect(unsafe_code, reason = "a signal handler that writes to the thread's kvm_run")]
 
+use super::machine::lock;
 use kvm_ioctls::VcpuFd;
 use libc::{c_int, c_void, siginfo_t};
 use std::cell::Cell;
 use std::io;
 use std::ptr;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
@@ -31,17 +33,21 @@ pub fn install() -> io::Result<()> {
     register_signal_handler(SIGRTMIN(), on_kick).map_err(io::Error::from)
 }
 
-/// A vCPU on the thread that runs it, ready to be kicked.
+/// A vCPU as its thread and whoever saves it share it: its thread holds the lock while the guest runs, and lets go of it
+/// while it stands still.
+pub type SharedVcpu = Arc<Mutex<VcpuFd>>;
+
+/// Makes the calling thread, which runs `vcpu`, one that can be kicked.
 pub struct Armed {
-    /// The vCPU.
-    pub vcpu: VcpuFd,
+    /// Keeps the mapping of `kvm_run` for as long as the handler may write to it.
+    _vcpu: SharedVcpu,
 }
 
 impl Armed {
     /// To be called on the thread that runs `vcpu`.
-    pub fn new(mut vcpu: VcpuFd) -> Self {
-        IMMEDIATE_EXIT.set(&raw mut vcpu.get_kvm_run().immediate_exit);
-        Self { vcpu }
+    pub fn new(vcpu: SharedVcpu) -> Self {
+        IMMEDIATE_EXIT.set(&raw mut lock(&vcpu).get_kvm_run().immediate_exit);
+        Self { _vcpu: vcpu }
     }
 }
 

@@ -2,13 +2,15 @@
 
 use super::event_loop::EventLoop;
 use super::gate::{Gate, Wanted};
+use super::parts::Parts;
 use super::vcpu::VcpuThread;
 use crate::control::machine::{DeviceStatus, MachineError};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
-use sterna_devices::legacy::Power;
 use sterna_devices::virtio::balloon::BalloonHandle;
+use sterna_devices::virtio::net::{NetHandle, announce_delays};
 use sterna_devices::virtio::pci::VirtioPci;
 
 /// Longest time that a kicked vCPU may take to leave the guest: only a host in deep trouble needs more than
@@ -21,12 +23,15 @@ pub type Function = Arc<Mutex<VirtioPci>>;
 /// A machine whose vCPU threads exist, running or standing still. Dropping it ends it.
 pub struct Machine {
     pub(super) gate: Arc<Gate>,
-    pub(super) vcpus: Vec<VcpuThread>,
-    pub(super) functions: Vec<Function>,
-    pub(super) power: Arc<Mutex<Power>>,
+    pub(super) vcpus: Mutex<Vec<VcpuThread>>,
+    pub(super) parts: Parts,
     pub(super) balloon: BalloonHandle,
+    /// By interface.
+    pub(super) nets: Vec<NetHandle>,
+    /// The dirty log can be cleared chunk by chunk.
+    pub(super) manual_protect: bool,
     /// Dropped after the vCPUs' end, before the functions.
-    pub(super) event_loop: Option<EventLoop>,
+    pub(super) event_loop: Mutex<Option<EventLoop>>,
 }
 
 impl Machine {
@@ -37,7 +42,7 @@ impl Machine {
     pub fn pause(&self) -> Result<(), MachineError> {
         self.gate.set(Wanted::Pause);
         let stopped = self.kick_all().and_then(|()| {
-            let count = u32::try_from(self.vcpus.len()).unwrap_or(u32::MAX);
+            let count = u32::try_from(self.parts.vcpus.len()).unwrap_or(u32::MAX);
             let parked = self.gate.wait_parked(count, PARK_TIMEOUT);
             parked.then_some(()).ok_or_else(|| io::Error::other("a vCPU did not leave the guest within 10 s"))
         });
@@ -45,7 +50,7 @@ impl Machine {
             self.gate.set(Wanted::Run);
             return Err(MachineError::Failed { attempted: "stopping the vCPUs".into(), source: source.into() });
         }
-        for function in &self.functions {
+        for function in &self.parts.functions {
             let mut function = lock(function);
             if let Err(fault) = function.pause() {
                 // The function waits for a reset by its driver and is as still as the others.
@@ -57,15 +62,66 @@ impl Machine {
 
     /// Lets devices, then vCPUs go on.
     pub fn resume(&self) {
-        for function in &self.functions {
+        for function in &self.parts.functions {
             lock(function).resume();
         }
         self.gate.set(Wanted::Run);
     }
 
+    /// As [`Self::resume`], of a machine that goes on elsewhere, or here after a move that came to nothing: its devices are
+    /// told, so that the guest announces itself and ends connections that have stayed behind.
+    pub fn resume_moved(self: &Arc<Self>) {
+        for function in &self.parts.functions {
+            let mut function = lock(function);
+            function.resume();
+            function.moved();
+        }
+        self.gate.set(Wanted::Run);
+        self.announce();
+    }
+
+    /// Whether a vCPU has reset or powered off the machine, or cannot go on.
+    pub fn has_ended(&self) -> bool {
+        self.gate.has_ended()
+    }
+
+    /// Every part that has state.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// Tells the network where the machine is: several times, on a thread of its own, since frames get lost.
+    fn announce(self: &Arc<Self>) {
+        if self.nets.is_empty() {
+            return;
+        }
+        let machine = Arc::downgrade(self);
+        let repeat = move || {
+            for delay in announce_delays() {
+                thread::sleep(delay);
+                let Some(machine) = machine.upgrade() else { return };
+                for net in &machine.nets {
+                    if let Err(error) = net.announce_once() {
+                        log::warn!("the network is not told of the move: {error}");
+                    }
+                }
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("announce".into()).spawn(repeat) {
+            log::warn!("the network is not told of the move: {error}");
+        }
+    }
+
+    /// Tells the guest that its generation id has changed.
+    pub fn notify_generation(&self) {
+        if let Err(error) = lock(&self.parts.power).notify_generation() {
+            log::warn!("the guest is not told that it is a copy: {error}");
+        }
+    }
+
     /// Presses the ACPI power button.
     pub fn press_power_button(&self) -> io::Result<()> {
-        lock(&self.power).press_power_button()
+        lock(&self.parts.power).press_power_button()
     }
 
     /// The balloon's remote control.
@@ -79,30 +135,38 @@ impl Machine {
             let function = lock(function);
             DeviceStatus { id: function.name().to_owned(), fault: function.fault().map(str::to_owned) }
         };
-        self.functions.iter().map(status).collect()
+        self.parts.functions.iter().map(status).collect()
     }
 
     fn kick_all(&self) -> io::Result<()> {
-        self.vcpus.iter().try_for_each(VcpuThread::kick)
+        lock(&self.vcpus).iter().try_for_each(VcpuThread::kick)
     }
 }
 
-impl Drop for Machine {
-    fn drop(&mut self) {
+impl Machine {
+    /// Ends its threads and brings its devices to a stand, for good. May be repeated: whoever still holds the machine then holds
+    /// nothing that runs.
+    pub fn end(&self) {
         self.gate.set(Wanted::Exit);
         if let Err(error) = self.kick_all() {
             log::error!("cannot kick a vCPU: {error}");
         }
-        for vcpu in self.vcpus.drain(..) {
+        for vcpu in lock(&self.vcpus).drain(..) {
             vcpu.join();
         }
-        self.event_loop = None;
-        for function in &self.functions {
+        drop(lock(&self.event_loop).take());
+        for function in &self.parts.functions {
             let mut function = lock(function);
             if let Err(fault) = function.pause() {
                 log::warn!("{}: {fault}", function.name());
             }
         }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

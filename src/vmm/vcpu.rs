@@ -5,7 +5,8 @@
 
 use super::bus::Bus;
 use super::gate::{Gate, Wanted};
-use super::kick::{Armed, kick};
+use super::kick::{Armed, SharedVcpu, kick};
+use super::machine::lock;
 use crate::control::machine::Ended;
 use kvm_bindings::KVM_EXIT_IO_OUT;
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -41,11 +42,11 @@ pub struct Shared {
 pub struct VcpuThread(JoinHandle<()>);
 
 impl VcpuThread {
-    /// Starts the thread; what it does is up to the gate.
-    pub fn spawn(index: u32, vcpu: VcpuFd, shared: Shared) -> io::Result<Self> {
+    /// Starts the thread; what it does is up to the gate. It holds the lock of `vcpu` while it does not stand still.
+    pub fn spawn(index: u32, vcpu: SharedVcpu, shared: Shared) -> io::Result<Self> {
         let run = move || {
-            let mut vcpu = Vcpu { index, armed: Armed::new(vcpu), shared };
-            vcpu.live();
+            let _armed = Armed::new(Arc::clone(&vcpu));
+            Life { index, shared }.live(&vcpu);
         };
         Builder::new().name(format!("vcpu{index}")).spawn(run).map(Self)
     }
@@ -62,9 +63,9 @@ impl VcpuThread {
     }
 }
 
-struct Vcpu {
+/// A vCPU's thread from the inside.
+struct Life {
     index: u32,
-    armed: Armed,
     shared: Shared,
 }
 
@@ -78,64 +79,71 @@ enum Next {
     Stop(Outcome),
 }
 
-impl Vcpu {
-    fn live(&mut self) {
-        let mut next = Next::Look;
-        loop {
-            next = match next {
-                Next::Run => self.run_once(),
-                Next::Look => match self.shared.gate.pass() {
-                    Wanted::Exit => return,
-                    Wanted::Run | Wanted::Pause => Next::Run,
-                },
-                Next::Stop(outcome) => {
-                    // The receiver goes only with the machine, which then wants this thread to exit.
-                    let _told = self.shared.outcomes.send(outcome);
-                    self.shared.gate.park_for_good();
-                    return;
-                }
-            };
+impl Life {
+    fn live(&self, vcpu: &SharedVcpu) {
+        while self.shared.gate.pass() != Wanted::Exit {
+            let outcome = self.run(&mut lock(vcpu));
+            if let Some(outcome) = outcome {
+                // The receiver goes only with the machine, which then wants this thread to exit.
+                let _told = self.shared.outcomes.send(outcome);
+                self.shared.gate.park_for_good();
+                return;
+            }
         }
     }
 
-    fn run_once(&mut self) -> Next {
-        let exit = match self.armed.vcpu.run() {
+    /// Runs the guest until it is to be seen what is wanted, or until it cannot go on.
+    fn run(&self, vcpu: &mut VcpuFd) -> Option<Outcome> {
+        loop {
+            match self.run_once(vcpu) {
+                Next::Run => {}
+                Next::Look => return None,
+                Next::Stop(outcome) => return Some(outcome),
+            }
+        }
+    }
+
+    fn run_once(&self, vcpu: &mut VcpuFd) -> Next {
+        let exit = match vcpu.run() {
             Ok(exit) => exit,
-            Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => return self.interrupted(),
+            Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => return self.interrupted(vcpu),
             Err(error) => {
-                return self.internal_error(&format!("KVM_RUN: {}", io::Error::from_raw_os_error(error.errno())));
+                let what = format!("KVM_RUN: {}", io::Error::from_raw_os_error(error.errno()));
+                return self.internal_error(vcpu, &what);
             }
         };
         match exit {
             VcpuExit::MmioRead(address, data) => self.shared.mmio.read(address, data),
             VcpuExit::MmioWrite(address, data) => return after(self.shared.mmio.write(address, data)),
-            VcpuExit::IoIn(..) | VcpuExit::IoOut(..) => return self.port_access(),
+            VcpuExit::IoIn(..) | VcpuExit::IoOut(..) => return self.port_access(vcpu),
             VcpuExit::Shutdown => return Next::Stop(Outcome::Ended(Ended::TripleFault)),
-            VcpuExit::Intr => return self.interrupted(),
-            VcpuExit::InternalError => return self.kvm_internal_error(),
-            VcpuExit::FailEntry(reason, _) => return self.internal_error(&format!("entry failed, reason {reason:#x}")),
+            VcpuExit::Intr => return self.interrupted(vcpu),
+            VcpuExit::InternalError => return self.kvm_internal_error(vcpu),
+            VcpuExit::FailEntry(reason, _) => {
+                return self.internal_error(vcpu, &format!("entry failed, reason {reason:#x}"));
+            }
             other => {
                 let what = format!("unexpected exit {other:?}");
-                return self.internal_error(&what);
+                return self.internal_error(vcpu, &what);
             }
         }
         Next::Run
     }
 
     /// Out of the guest because somebody kicked. The access that was under way is complete.
-    fn interrupted(&mut self) -> Next {
-        self.armed.vcpu.set_kvm_immediate_exit(0);
+    fn interrupted(&self, vcpu: &mut VcpuFd) -> Next {
+        vcpu.set_kvm_immediate_exit(0);
         if self.shared.gate.wanted() == Wanted::Pause {
             // Tells the guest that it stood still, so that its watchdogs do not report a lock-up (KVM API, 4.65).
             // Refused while the guest does not use kvmclock, and then there is nothing to tell.
-            let _refused = self.armed.vcpu.kvmclock_ctrl();
+            let _refused = vcpu.kvmclock_ctrl();
         }
         Next::Look
     }
 
     /// A port access, element by element: `rep outsb` of two bytes is not `outw`.
-    fn port_access(&mut self) -> Next {
-        let run = self.armed.vcpu.get_kvm_run();
+    fn port_access(&self, vcpu: &mut VcpuFd) -> Next {
+        let run = vcpu.get_kvm_run();
         // SAFETY: only called right after an exit for which KVM fills in `io`; plain integers, so any bits are valid.
         let access = unsafe { run.__bindgen_anon_1.io };
         let (size, bytes) = (usize::from(access.size.max(1)), usize::from(access.size) * access.count as usize);
@@ -157,19 +165,22 @@ impl Vcpu {
         Next::Run
     }
 
-    fn kvm_internal_error(&mut self) -> Next {
+    fn kvm_internal_error(&self, vcpu: &mut VcpuFd) -> Next {
         // SAFETY: only called right after KVM_EXIT_INTERNAL_ERROR, for which KVM fills in `internal`; plain integers.
-        let suberror = unsafe { self.armed.vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror };
+        let suberror = unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror };
         let why = match suberror {
             kvm_bindings::KVM_INTERNAL_ERROR_EMULATION => "KVM cannot emulate an instruction of the guest",
             kvm_bindings::KVM_INTERNAL_ERROR_DELIVERY_EV => "KVM cannot deliver an event to the guest",
             _ => "KVM reports an internal error",
         };
-        self.internal_error(&format!("{why} (suberror {suberror}); `sterna host check` tells what this host can run"))
+        self.internal_error(
+            vcpu,
+            &format!("{why} (suberror {suberror}); `sterna host check` tells what this host can run"),
+        )
     }
 
-    fn internal_error(&self, what: &str) -> Next {
-        let place = match self.armed.vcpu.get_regs() {
+    fn internal_error(&self, vcpu: &VcpuFd, what: &str) -> Next {
+        let place = match vcpu.get_regs() {
             Ok(regs) => format!(" at {:#x}", regs.rip),
             Err(_) => String::new(),
         };

@@ -2,39 +2,100 @@
 //!
 //! A guest's reboot replaces the machine; name, disks, network and console stay.
 
+use super::host::Host;
 use super::machine::{Machine, lock};
+use super::movement::{Movement, Off};
 use super::vcpu::Outcome;
+use super::{outgoing, save};
+use crate::config::VmConfig;
 use crate::control::machine::{self as control, BalloonStatus, Ended, GuestMemory, MachineError, RunState, Status};
+use crate::control::movement::{CheckReport, Limits, MigrateOrder, MoveStatus, Phase, Resolution, SaveOrder};
 use crate::events::{Event, EventBus};
 use crate::units::format_size;
+use serde::{Deserialize, Serialize};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// Longest time that a move which was called off may take to let go of the machine.
+const LET_GO_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a machine is beside its configuration and keeps wherever it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The machine.
+    pub uuid: Uuid,
+    /// Grows with every move.
+    pub epoch: u64,
+}
+
+impl Identity {
+    /// Of a machine that boots for the first time.
+    pub fn new() -> Self {
+        Self { uuid: random_id(), epoch: 0 }
+    }
+}
+
+/// An id that no other machine or move has.
+#[expect(clippy::expect_used, reason = "Linux had getrandom before it had what else is needed here")]
+pub fn random_id() -> Uuid {
+    let mut bytes = [0; 16];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).expect("getrandom is there");
+    uuid::Builder::from_random_bytes(bytes).into_uuid()
+}
 
 /// See the module.
 pub struct Vm {
-    /// What the configuration says and nothing changes.
-    cpus: u32,
-    memory_bytes: u64,
-    events: Arc<EventBus>,
+    /// What it was built from.
+    pub(super) config: VmConfig,
+    /// What it holds of its host.
+    pub(super) host: Arc<Host>,
+    pub(super) identity: Identity,
+    pub(super) events: Arc<EventBus>,
     /// Ends the run from outside.
     outcomes: Sender<Outcome>,
     inner: Mutex<Inner>,
+    /// For the threads that move it.
+    me: Weak<Vm>,
 }
 
 struct Inner {
     state: RunState,
-    /// When vCPUs first ran.
+    /// When vCPUs first ran, less the time that they ran elsewhere.
     started: Option<Instant>,
     /// None before the first build, between two machines, and at the end.
-    machine: Option<Machine>,
+    machine: Option<Arc<Machine>>,
+    /// The move under way, or the last one.
+    movement: Option<Arc<Movement>>,
+}
+
+impl Inner {
+    /// The machine, or why there is none: it may be on its way, which is no end.
+    fn present(&self) -> Result<&Arc<Machine>, MachineError> {
+        self.machine.as_ref().ok_or_else(|| hands_off(self.state).unwrap_or(MachineError::Ended))
+    }
 }
 
 impl Vm {
     /// A VM with no machine in it yet.
-    pub fn new(cpus: u32, memory_bytes: u64, events: Arc<EventBus>, outcomes: Sender<Outcome>) -> Self {
-        let inner = Inner { state: RunState::Created, started: None, machine: None };
-        Self { cpus, memory_bytes, events, outcomes, inner: Mutex::new(inner) }
+    pub fn new(
+        config: VmConfig,
+        host: Arc<Host>,
+        identity: Identity,
+        events: Arc<EventBus>,
+        outcomes: Sender<Outcome>,
+    ) -> Arc<Self> {
+        let inner = Inner { state: RunState::Created, started: None, machine: None, movement: None };
+        Arc::new_cyclic(|me| Self {
+            config,
+            host,
+            identity,
+            events,
+            outcomes,
+            inner: Mutex::new(inner),
+            me: Weak::clone(me),
+        })
     }
 
     /// Puts a machine in, which stands still, and lets it run unless it is to wait for `resume`.
@@ -49,11 +110,46 @@ impl Vm {
                 self.events.publish(Event::Started);
             }
         }
-        inner.machine = Some(machine);
+        inner.machine = Some(Arc::new(machine));
     }
 
-    /// Takes the machine out and ends it; says whether it stood still.
-    pub fn remove(&self, reason: &Outcome) -> bool {
+    /// A machine is on its way to here.
+    pub fn expect(&self, movement: Arc<Movement>) {
+        let mut inner = lock(&self.inner);
+        inner.state = RunState::Incoming;
+        inner.movement = Some(movement);
+    }
+
+    /// Puts the machine in that was on its way; it stands still until [`Self::arrive`].
+    pub fn fill(&self, machine: Machine) -> Arc<Machine> {
+        Arc::clone(lock(&self.inner).machine.insert(Arc::new(machine)))
+    }
+
+    /// The machine that has come from elsewhere goes on as it was there: `paused` or not.
+    pub fn arrive(&self, paused: bool, uptime: Duration) {
+        let mut inner = lock(&self.inner);
+        if let (Some(machine), false) = (&inner.machine, paused) {
+            machine.resume_moved();
+        }
+        inner.started = Instant::now().checked_sub(uptime).or_else(|| Some(Instant::now()));
+        inner.state = if paused { RunState::Paused } else { RunState::Running };
+    }
+
+    /// Takes the machine out and ends it; says whether it stood still. A move under way is called off first, and waited for:
+    /// `None` where it does not let go of the machine, so that none may take its place.
+    pub fn remove(&self, reason: &Outcome) -> Option<bool> {
+        let mut is_free = true;
+        if let Ok(movement) = self.moving() {
+            let why = match reason {
+                Outcome::Reset => Off::Guest("the guest has rebooted".to_owned()),
+                Outcome::Ended(ended) => Off::Ended(ended.to_string()),
+            };
+            if !movement.call_off(why) {
+                // Given away already: nothing is left here, and nobody has said what became of it there.
+                movement.abandon();
+            }
+            is_free = movement.wait_over(LET_GO_TIMEOUT);
+        }
         let mut inner = lock(&self.inner);
         let was_paused = inner.state == RunState::Paused;
         let machine = inner.machine.take();
@@ -62,13 +158,168 @@ impl Vm {
         }
         // Ended outside the lock: its event loop may be about to take it, to press the power button.
         drop(inner);
-        drop(machine);
-        was_paused
+        if let Some(machine) = machine {
+            machine.end();
+        }
+        if let Outcome::Ended(_) = reason {
+            self.release_disks();
+        }
+        is_free.then_some(was_paused)
+    }
+
+    /// Whoever hears that this VM has ended may use its disks at once: before the process has.
+    pub(super) fn release_disks(&self) {
+        for image in &self.host.images {
+            if let Err(error) = image.unlock() {
+                log::warn!("disk image {} stays locked: {error}", image.path().display());
+            }
+        }
+    }
+
+    /// The machine in it, if there is one.
+    pub fn machine(&self) -> Option<Arc<Machine>> {
+        lock(&self.inner).machine.clone()
     }
 
     fn publish(&self, event: Event) {
         self.events.publish(event);
     }
+
+    /// How long it has been running.
+    pub fn uptime(&self) -> Duration {
+        lock(&self.inner).started.map_or(Duration::ZERO, |at| at.elapsed())
+    }
+
+    /// Ends the VM from one of its own threads.
+    pub fn end(&self, ended: Ended) {
+        // The receiver goes only when the VM has ended anyway.
+        let _told = self.outcomes.send(Outcome::Ended(ended));
+    }
+
+    /// Brings the machine to a stand for a move. What it was doing is taken up again when the answer is dropped.
+    ///
+    /// # Errors
+    /// A guest that has ended, or vCPUs that do not stop: it runs on then.
+    pub fn stop_for_move(&self) -> Result<Stopped, MachineError> {
+        let mut inner = lock(&self.inner);
+        let (Some(machine), Some(vm)) = (inner.machine.clone(), self.me.upgrade()) else {
+            return Err(MachineError::Ended);
+        };
+        let was = inner.state;
+        match was {
+            RunState::Running | RunState::Stopping => machine.pause()?,
+            RunState::Created | RunState::Paused => {}
+            RunState::Moving | RunState::InDoubt | RunState::Incoming | RunState::Ended => {
+                return Err(MachineError::Ended);
+            }
+        }
+        inner.state = RunState::Moving;
+        drop(inner);
+        let stopped = Stopped { vm, machine, was, resumes: true };
+        // A vCPU that has just reset or powered off the machine has told the main thread, which will see to it.
+        if stopped.machine.has_ended() { Err(MachineError::Ended) } else { Ok(stopped) }
+    }
+
+    /// Puts a move in, unless there is one.
+    fn begin_move(&self, movement: impl FnOnce() -> Arc<Movement>) -> Result<(Arc<Movement>, Arc<Vm>), MachineError> {
+        let mut inner = lock(&self.inner);
+        let under_way =
+            inner.movement.as_ref().filter(|movement| !movement.is_over()).map(|movement| movement.status());
+        // A guest that has arrived may leave at once: its source's figures need nobody here.
+        if let Some(status) = under_way.filter(|status| !status.incoming || inner.state == RunState::Incoming) {
+            return Err(MachineError::Moving(format!("a {} to {} is under way", status.kind, status.peer)));
+        }
+        let (_, Some(vm)) = (inner.present()?, self.me.upgrade()) else { return Err(MachineError::Ended) };
+        let movement = movement();
+        inner.movement = Some(Arc::clone(&movement));
+        Ok((movement, vm))
+    }
+
+    /// Whether a move is under way.
+    pub fn is_moving(&self) -> bool {
+        self.moving().is_ok()
+    }
+
+    fn moving(&self) -> Result<Arc<Movement>, MachineError> {
+        let movement = lock(&self.inner).movement.clone().filter(|movement| !movement.is_over());
+        movement.ok_or_else(|| MachineError::Refused("it is not moving".into()))
+    }
+}
+
+/// A machine that stands still for a move. Dropped, it goes on.
+pub struct Stopped {
+    vm: Arc<Vm>,
+    machine: Arc<Machine>,
+    /// What it was doing.
+    was: RunState,
+    resumes: bool,
+}
+
+impl Stopped {
+    /// The machine.
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.machine
+    }
+
+    /// Whether it stood still before, on a person's wish.
+    pub fn was_paused(&self) -> bool {
+        matches!(self.was, RunState::Paused | RunState::Created)
+    }
+
+    /// From here on it does not go on by itself.
+    pub fn commit(mut self) -> Committed {
+        self.resumes = false;
+        Committed { vm: Arc::clone(&self.vm), machine: Arc::clone(&self.machine), was: self.was }
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        if !self.resumes {
+            return;
+        }
+        let mut inner = lock(&self.vm.inner);
+        if !self.was_paused() {
+            self.machine.resume_moved();
+        }
+        inner.state = self.was;
+    }
+}
+
+/// A machine that was given away: nothing on it resumes.
+pub struct Committed {
+    vm: Arc<Vm>,
+    machine: Arc<Machine>,
+    was: RunState,
+}
+
+impl Committed {
+    /// It may run at its destination, or not.
+    pub fn doubt(&self) {
+        lock(&self.vm.inner).state = RunState::InDoubt;
+    }
+
+    /// It comes back, on its destination's word or a person's.
+    pub fn come_back(self) -> Stopped {
+        lock(&self.vm.inner).state = RunState::Moving;
+        Stopped { vm: self.vm, machine: self.machine, was: self.was, resumes: true }
+    }
+
+    /// It is gone from here.
+    pub fn end(self, ended: Ended) {
+        self.vm.end(ended);
+    }
+}
+
+/// Why the guest is not to be touched.
+fn hands_off(state: RunState) -> Option<MachineError> {
+    let text = match state {
+        RunState::Moving => "the guest stands still, being moved; `sterna migration cancel` calls it off",
+        RunState::InDoubt => "the guest was handed over and may run elsewhere; see `sterna migration status`",
+        RunState::Incoming => "the guest is on its way to here and does not run here yet",
+        _ => return None,
+    };
+    Some(MachineError::Moving(text.to_owned()))
 }
 
 impl control::Machine for Vm {
@@ -83,8 +334,8 @@ impl control::Machine for Vm {
         Status {
             state: inner.state,
             uptime_ms: inner.started.map_or(0, |at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX)),
-            vcpus: self.cpus,
-            memory_bytes: self.memory_bytes,
+            vcpus: self.config.cpus,
+            memory_bytes: self.config.memory_bytes,
             resident_bytes: resident_bytes(),
             balloon,
             devices,
@@ -93,9 +344,12 @@ impl control::Machine for Vm {
 
     fn pause(&self) -> Result<(), MachineError> {
         let mut inner = lock(&self.inner);
-        let machine = inner.machine.as_ref().ok_or(MachineError::Ended)?;
+        let machine = inner.present()?;
         if matches!(inner.state, RunState::Paused | RunState::Created) {
             return Ok(());
+        }
+        if let Some(refusal) = hands_off(inner.state) {
+            return Err(refusal);
         }
         machine.pause()?;
         inner.state = RunState::Paused;
@@ -105,11 +359,11 @@ impl control::Machine for Vm {
 
     fn resume(&self) -> Result<(), MachineError> {
         let mut inner = lock(&self.inner);
-        let machine = inner.machine.as_ref().ok_or(MachineError::Ended)?;
+        let machine = inner.present()?;
         let event = match inner.state {
             RunState::Created => Event::Started,
             RunState::Paused => Event::Resumed,
-            _ => return Ok(()),
+            state => return hands_off(state).map_or(Ok(()), Err),
         };
         machine.resume();
         inner.started.get_or_insert_with(Instant::now);
@@ -120,9 +374,12 @@ impl control::Machine for Vm {
 
     fn press_power_button(&self) -> Result<(), MachineError> {
         let mut inner = lock(&self.inner);
-        let machine = inner.machine.as_ref().ok_or(MachineError::Ended)?;
+        let machine = inner.present()?;
         if matches!(inner.state, RunState::Paused | RunState::Created) {
             return Err(MachineError::Paused);
+        }
+        if let Some(refusal) = hands_off(inner.state) {
+            return Err(refusal);
         }
         machine.press_power_button().map_err(|source| MachineError::Failed {
             attempted: "pressing the power button".into(),
@@ -134,21 +391,85 @@ impl control::Machine for Vm {
     }
 
     fn kill(&self) {
-        // The receiver goes only when the VM has ended anyway.
-        let _told = self.outcomes.send(Outcome::Ended(Ended::Killed));
+        // Of a machine that is still on its way nobody waits for an end but the move.
+        if lock(&self.inner).state == RunState::Incoming
+            && let Ok(movement) = self.moving()
+        {
+            movement.call_off(Off::Cancelled);
+        }
+        self.end(Ended::Killed);
     }
 
     fn set_balloon(&self, target_bytes: u64) -> Result<(), MachineError> {
         let inner = lock(&self.inner);
-        let machine = inner.machine.as_ref().ok_or(MachineError::Ended)?;
-        if target_bytes >= self.memory_bytes {
-            let memory = format_size(self.memory_bytes);
+        let machine = inner.present()?;
+        if target_bytes >= self.config.memory_bytes {
+            let memory = format_size(self.config.memory_bytes);
             let text = format!("the balloon must be smaller than the guest's memory of {memory}");
             return Err(MachineError::Refused(text));
+        }
+        if let Some(refusal) = hands_off(inner.state) {
+            return Err(refusal);
         }
         machine.balloon().set_target(target_bytes);
         Ok(())
     }
+
+    fn save(&self, order: SaveOrder) -> Result<(), MachineError> {
+        let (movement, vm) = self.begin_move(|| save::begin(self, &order))?;
+        spawn_mover(&Arc::clone(&movement), move || save::run(&vm, &movement, &order))
+    }
+
+    fn migrate(&self, order: MigrateOrder) -> Result<(), MachineError> {
+        let (movement, vm) = self.begin_move(|| outgoing::begin(self, &order))?;
+        spawn_mover(&Arc::clone(&movement), move || outgoing::run(&vm, &movement, order))
+    }
+
+    fn check_move(&self, order: MigrateOrder) -> Result<CheckReport, MachineError> {
+        if self.is_moving() {
+            return Err(MachineError::Moving("a move is under way; see `sterna migration status`".into()));
+        }
+        Ok(outgoing::check(self, &order))
+    }
+
+    fn movement(&self) -> Option<MoveStatus> {
+        let movement = lock(&self.inner).movement.clone();
+        movement.map(|movement| movement.status())
+    }
+
+    fn cancel_move(&self) -> Result<(), MachineError> {
+        if self.moving()?.call_off(Off::Cancelled) {
+            return Ok(());
+        }
+        Err(MachineError::Moving("it is too late to cancel: the target was told to start the guest".into()))
+    }
+
+    fn set_move(&self, limits: Limits) -> Result<(), MachineError> {
+        self.moving()?.set_limits(limits);
+        Ok(())
+    }
+
+    fn resolve_move(&self, resolution: Resolution) -> Result<(), MachineError> {
+        let movement = self.moving()?;
+        if lock(&self.inner).state != RunState::InDoubt {
+            return Err(MachineError::Refused(
+                "the move is not in doubt; `sterna migration cancel` calls it off".into(),
+            ));
+        }
+        movement.resolve(resolution);
+        Ok(())
+    }
+}
+
+fn spawn_mover(movement: &Movement, run: impl FnOnce() + Send + 'static) -> Result<(), MachineError> {
+    let spawned = std::thread::Builder::new().name("mover".into()).spawn(run);
+    spawned.map(drop).map_err(|source| {
+        movement.end(|status| {
+            status.phase = Phase::Failed;
+            status.error = Some(source.to_string());
+        });
+        MachineError::Failed { attempted: "starting a thread".into(), source: source.into() }
+    })
 }
 
 fn balloon_status(machine: &Machine) -> BalloonStatus {

@@ -1,0 +1,193 @@
+//! Records of moves on disk: what a host knows about a machine after its process has ended.
+//!
+//! A file for each machine, in `$STERNA_DIR/records` where that is set, else in `/var/lib/sterna` for root and
+//! `$XDG_STATE_HOME/sterna` or `~/.local/state/sterna` for others: unlike the sockets they outlive a reboot of the host.
+
+use crate::clock::rfc3339;
+use crate::config::VmConfig;
+use crate::registry::name_problem;
+use rustix::fs::{Mode, OFlags, open};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+use sterna_migration::handover::{Move, Phase, Record};
+
+/// Longest record that is read, bytes.
+const MAX_RECORD_BYTES: u64 = 64 << 10;
+
+/// What is recorded of the machine of `config`, now, in a move whose other side is `peer`.
+pub fn record(this_move: Move, config: &VmConfig, peer: &str, phase: Phase) -> Record {
+    let written = config.disks.iter().filter(|disk| !disk.readonly);
+    Record {
+        move_id: this_move.id,
+        epoch: this_move.epoch,
+        vm: config.name.clone(),
+        peer: peer.to_owned(),
+        phase,
+        time: rfc3339(SystemTime::now()),
+        disks: written.map(|disk| disk.path.display().to_string()).collect(),
+    }
+}
+
+/// The directory of this host's records.
+#[derive(Clone, Debug)]
+pub struct Records {
+    dir: PathBuf,
+}
+
+impl Records {
+    /// See the module.
+    pub fn from_env() -> Self {
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let dir = match set("STERNA_DIR") {
+            Some(dir) => dir.join("records"),
+            None if rustix::process::geteuid().is_root() => PathBuf::from("/var/lib/sterna"),
+            None => set("XDG_STATE_HOME")
+                .or_else(|| set("HOME").map(|home| home.join(".local/state")))
+                .unwrap_or_else(|| PathBuf::from("/var/tmp"))
+                .join("sterna"),
+        };
+        Self { dir }
+    }
+
+    /// Those in `dir`, which need not exist yet.
+    pub fn at(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// Where they are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Where the record of `vm` is, if there is one.
+    pub fn path(&self, vm: &str) -> PathBuf {
+        self.dir.join(format!("{vm}.move"))
+    }
+
+    /// Writes `record` so that it survives a power cut.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn write(&self, record: &Record) -> io::Result<()> {
+        self.prepare()?;
+        let path = self.path(&record.vm);
+        let temporary = path.with_extension("move.new");
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let mut text = serde_json::to_string_pretty(record)?;
+        text.push('\n');
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, &path)?;
+        self.sync()
+    }
+
+    /// Makes the directory, which a process that will be confined does while it can.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn prepare(&self) -> io::Result<()> {
+        if self.dir.is_dir() {
+            return Ok(());
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let dir = open(&self.dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(rustix::fs::fsync(dir)?)
+    }
+
+    /// The last move of `vm`, if one is recorded.
+    ///
+    /// # Errors
+    /// A record that cannot be read.
+    pub fn read(&self, vm: &str) -> io::Result<Option<Record>> {
+        if name_problem(vm).is_some() {
+            return Ok(None);
+        }
+        let file = match File::open(self.path(vm)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let mut text = String::new();
+        file.take(MAX_RECORD_BYTES).read_to_string(&mut text)?;
+        Ok(Some(serde_json::from_str(&text)?))
+    }
+
+    /// A person says of `found` that its machine runs at the other side: it is remembered as moved.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn settle_there(&self, found: Record) -> io::Result<()> {
+        self.write(&Record { phase: Phase::Moved, time: rfc3339(SystemTime::now()), ..found })
+    }
+
+    /// Every record that can be read.
+    pub fn all(&self) -> Vec<Record> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().filter_map(Result::ok);
+        let names = entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".move")?.to_owned()));
+        let mut records: Vec<_> = names.filter_map(|name| self.read(&name).ok().flatten()).collect();
+        records.sort_by(|a, b| a.vm.cmp(&b.vm));
+        records
+    }
+
+    /// Removes the record of `vm`, if there is one.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn remove(&self, vm: &str) -> io::Result<()> {
+        match fs::remove_file(self.path(vm)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => self.sync(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    #[test]
+    fn a_record_is_written_found_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::at(dir.path().join("not/there/yet"));
+        assert_eq!(records.read("web").unwrap(), None);
+        let record = Record {
+            move_id: Uuid::from_u128(1),
+            epoch: 2,
+            vm: "web".into(),
+            peer: "tcp:b:7300".into(),
+            phase: Phase::OnItsWay,
+            time: "t".into(),
+            disks: vec!["/srv/web.img".into()],
+        };
+        records.write(&record).unwrap();
+        records.write(&record).unwrap();
+        assert_eq!(records.read("web").unwrap(), Some(record.clone()));
+        assert_eq!(records.all(), [record]);
+        assert_eq!(records.read("../web").unwrap(), None);
+        records.remove("web").unwrap();
+        records.remove("web").unwrap();
+        assert!(records.all().is_empty());
+    }
+
+    #[test]
+    fn a_machine_that_a_person_says_is_there_stays_recorded_as_moved() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::at(dir.path().to_owned());
+        let config = crate::config::Draft { name: Some("web".into()), ..Default::default() }
+            .with_devices(&["path=/a".into(), "path=/b,readonly=on".into()], &[], None, &mut Default::default())
+            .build(crate::config::SerialConfig::Null, &mut Default::default());
+        let this_move = Move { id: Uuid::from_u128(1), epoch: 2 };
+        let found = record(this_move, &config, "tcp:b:7300", Phase::OnItsWay);
+        assert_eq!(found.disks, ["/a"]);
+        records.settle_there(found.clone()).unwrap();
+        let settled = records.read("web").unwrap().unwrap();
+        assert_eq!((settled.phase, settled.move_id, &settled.peer), (Phase::Moved, found.move_id, &found.peer));
+    }
+}
