@@ -2,9 +2,9 @@
 //!
 //! Both print to a pipe that the testbed's agent reads, so what that costs counts for both.
 
-use crate::statistics::Summary;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
+use sterna_bench::Summary;
 use sterna_testbed::{Host, HostOptions, Node, Options, Testbed};
 
 const LIMIT: Duration = Duration::from_secs(300);

@@ -7,11 +7,10 @@
 
 mod linux;
 mod monitor;
-mod statistics;
 
 use monitor::{Kind, Sample};
 use serde_json::json;
-use statistics::Summary;
+use sterna_bench::{Summary, blocks, warm_memory};
 
 const MEMORY_MIB: u64 = 256;
 const DEFAULT_BLOCKS: usize = 30;
@@ -19,8 +18,7 @@ const DEFAULT_BLOCKS: usize = 30;
 const BLOCKS_A_LINUX_BLOCK: usize = 5;
 
 fn main() {
-    // Cargo passes `--bench`; a number is how many blocks.
-    let blocks = std::env::args().filter_map(|argument| argument.parse().ok()).next().unwrap_or(DEFAULT_BLOCKS);
+    let blocks = blocks(DEFAULT_BLOCKS);
     let kinds = [Kind::Sterna, Kind::Qemu];
     let mut samples: [Vec<Sample>; 2] = Default::default();
     println!("{blocks} blocks, {MEMORY_MIB} MiB, 1 vCPU, guest {}", sterna_guest::GUEST_ELF);
@@ -28,19 +26,11 @@ fn main() {
         // Whoever goes first changes with each block.
         for turn in 0..kinds.len() {
             let which = (block + turn) % kinds.len();
-            warm_memory();
+            warm_memory(MEMORY_MIB);
             samples[which].push(monitor::measure(kinds[which], MEMORY_MIB));
         }
     }
     report(&kinds, &samples);
-}
-
-/// Touches and frees more memory than a run needs: what the host under this machine has not backed yet costs its first
-/// user several times as much.
-fn warm_memory() {
-    let mut memory = vec![0u8; (MEMORY_MIB as usize) << 20];
-    memory.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
-    std::hint::black_box(&memory);
 }
 
 fn report(kinds: &[Kind; 2], samples: &[Vec<Sample>; 2]) {

@@ -16,6 +16,11 @@ impl Summary {
         Self { sorted }
     }
 
+    /// The middle one; NaN when there is none.
+    pub fn median(&self) -> f64 {
+        self.quantile(0.5)
+    }
+
     /// The value below which `share` of all lie; NaN when there is none.
     fn quantile(&self, share: f64) -> f64 {
         let at = (self.sorted.len().saturating_sub(1)) as f64 * share;
