@@ -18,7 +18,7 @@ fuzz-build: setup
 	@command -v g++ >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -qqy g++
 	@cd fuzz && RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --release --quiet --target $(TRIPLE) --target-dir $(FUZZ_TARGET_DIR)
 
-fuzz: fuzz-build ## bad input to devices, PCI, kernels, control: a minute each (FUZZ_SECONDS=n FUZZ_TARGETS="blk net")
+fuzz: fuzz-build ## bad input to devices, kernels, control, moves: a minute each (FUZZ_SECONDS=n FUZZ_TARGETS="blk net")
 	@mkdir -p $(addprefix fuzz/artifacts/,$(FUZZ_TARGETS)) $(addprefix fuzz/corpus/,$(FUZZ_TARGETS)) && cd fuzz && \
 	failed=; for target in $(FUZZ_TARGETS); do \
 		log=artifacts/$$target/log; printf '%-10s' $$target; \

@@ -25,6 +25,10 @@ pub enum Step<R, H> {
     BackendReady,
     /// The machine is paused and goes on.
     Pause,
+    /// The machine goes on after a move that failed.
+    Moved,
+    /// The machine moves, and these bytes of the state change on the way.
+    Restore(Vec<(u8, u8)>),
     /// The driver resets the device and starts again with these features, as far as they are offered.
     Restart(u64),
     /// The driver reads configuration.
@@ -74,6 +78,8 @@ pub fn drive<D: VirtioDevice, R: Into<Chain>, H>(
             Step::Notify(number) => life.notify(queue(number)),
             Step::BackendReady => life.react(|device, io| device.backend_ready(io)),
             Step::Pause => life.pause(),
+            Step::Moved => life.react(|device, io| device.moved(io)),
+            Step::Restore(patches) => life.restore(&patches),
             Step::Restart(features) => {
                 life.end();
                 life.start(features);
@@ -145,6 +151,28 @@ impl<D: VirtioDevice> Life<'_, D> {
         let result = self.device.quiesce(&mut self.guest.io());
         self.guest.faulted |= result.is_err();
         self.guest.check();
+    }
+
+    /// After a reset the device stands for the one on the new host. A state that it refuses changes nothing.
+    fn restore(&mut self, patches: &[(u8, u8)]) {
+        self.quiesce();
+        let mut saved = self.device.save();
+        for (at, byte) in patches {
+            let length = saved.contents.len().max(1);
+            if let Some(old) = saved.contents.get_mut(usize::from(*at) % length) {
+                *old = *byte;
+            }
+        }
+        self.device.reset();
+        let fresh = self.device.save();
+        if let Err(error) = self.device.restore(&saved) {
+            assert!(self.device.save() == fresh, "refused ({error}), and yet it has changed");
+        }
+        self.react(|device, io| device.activate(io));
+        for queue in 0..self.guest.doorbells.len() {
+            self.notify(queue);
+        }
+        self.react(|device, io| device.moved(io));
     }
 
     fn pause(&mut self) {

@@ -6,6 +6,7 @@
 pub mod chain;
 pub mod drive;
 pub mod guest;
+pub mod patch;
 pub mod wire;
 pub mod wiring;
 

@@ -1,11 +1,11 @@
-//! The hypervisor's side of a PCI function: it holds every call against the contract of `Wiring` and `MsiVector`.
+//! The hypervisor's side of a PCI function: it holds every call against the contract of `Wiring`.
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use sterna_devices::{MsiMessage, MsiVector, Wiring};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use sterna_devices::{MsiMessage, Wiring};
 use vmm_sys_util::eventfd::EventFd;
 
 /// The checking fake.
@@ -13,12 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub struct Checker {
     /// Doorbells by address; as in KVM, an address that is taken refuses another.
     bound: Mutex<HashMap<u64, EventFd>>,
-    refuses: Arc<AtomicBool>,
-}
-
-struct Vector {
-    routed: Mutex<Option<MsiMessage>>,
-    refuses: Arc<AtomicBool>,
+    refuses: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -47,9 +42,9 @@ impl Checker {
 }
 
 impl Wiring for Checker {
-    fn msi_vector(&self) -> io::Result<Arc<dyn MsiVector>> {
-        permitted(&self.refuses)?;
-        Ok(Arc::new(Vector { routed: Mutex::default(), refuses: self.refuses.clone() }))
+    fn signal(&self, message: MsiMessage) -> io::Result<()> {
+        assert_eq!(message.address & 3, 0, "a message is a write of a double word");
+        permitted(&self.refuses)
     }
 
     fn bind_notify(&self, address: u64, event: &EventFd) -> io::Result<()> {
@@ -67,18 +62,5 @@ impl Wiring for Checker {
         // KVM never refuses to undo what it did.
         assert!(lock(&self.bound).remove(&address).is_some(), "unbound at {address:#x}, where nothing was bound");
         Ok(())
-    }
-}
-
-impl MsiVector for Vector {
-    fn route(&self, message: Option<MsiMessage>) -> io::Result<()> {
-        permitted(&self.refuses)?;
-        *lock(&self.routed) = message;
-        Ok(())
-    }
-
-    fn signal(&self) -> io::Result<()> {
-        assert!(lock(&self.routed).is_some(), "a vector was raised that is not routed");
-        permitted(&self.refuses)
     }
 }

@@ -17,6 +17,8 @@ enum Request {
     Frame { bytes: Vec<u8>, more: u16, split: u16, framing: Framing },
     /// Receive buffers.
     Buffer { lengths: Vec<u16>, framing: Framing },
+    /// A command, usually one that is known.
+    Command { class: u8, more: Vec<u8>, answer: u8, framing: Framing },
 }
 
 #[derive(Arbitrary, Debug)]
@@ -31,6 +33,8 @@ enum Host {
     Cut,
     /// The next offloads are refused, or accepted.
     Refuse(bool),
+    /// The interface is announced.
+    Announce,
 }
 
 struct Socket<'a> {
@@ -73,6 +77,9 @@ impl From<Request> for Chain {
         match request {
             Request::Frame { bytes, more, split, framing } => Chain::request(padded(bytes, more), split, [], framing),
             Request::Buffer { lengths, framing } => Chain::request(Vec::new(), 0, lengths, framing),
+            Request::Command { class, more, answer, framing } => {
+                Chain::request([&[class % 5, 0], &more[..]].concat(), 1, [answer.into()], framing)
+            }
         }
     }
 }
@@ -85,13 +92,14 @@ fuzz_target!(|steps: Vec<Step<Request, Host>>| {
     let theirs = Cell::new(Some(theirs));
     let mut net = Net::new(Socket { socket: ours, refuses: &refuses }, [2, 0, 0, 0, 0, 1]);
     let mut buffer = vec![0; 70_000];
-    drive(&mut net, Oracle::Whole, steps, |_, host| {
+    drive(&mut net, Oracle::Whole, steps, |net, host| {
         let Some(peer) = theirs.take() else { return };
         match host {
             // A full socket drops frames, as any network may.
             Host::Frame { bytes, more } => drop(peer.send(&padded(bytes, more))),
             Host::Burst(count) => (0..count).for_each(|_| drop(peer.send(&[0; 60]))),
             Host::Drain => while peer.recv(&mut buffer).is_ok() {},
+            Host::Announce => drop(net.handle().announce_once()),
             Host::Refuse(refuse) => refuses.0.store(refuse, std::sync::atomic::Ordering::Relaxed),
             Host::Cut => return,
         }
