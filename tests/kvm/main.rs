@@ -6,12 +6,20 @@
 
 mod bad_input;
 mod disk;
+mod faults;
+mod host_pair;
 mod hostile;
 mod life;
+mod limits;
 mod memory;
+mod mid_move;
+mod moves;
 mod net;
+mod restore;
+mod save;
 mod serial;
 mod vm;
+mod wire;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -37,11 +45,11 @@ fn main() {
         })
         .with_ignored_flag(kvm.is_err())
     };
-    libtest_mimic::run(&arguments, tests().into_iter().map(trial).collect()).exit();
+    libtest_mimic::run(&arguments, machine_tests().into_iter().chain(move_tests()).map(trial).collect()).exit();
 }
 
-/// Every test with its name.
-fn tests() -> Vec<(&'static str, fn())> {
+/// Tests of a machine where it is, with their names.
+fn machine_tests() -> Vec<(&'static str, fn())> {
     trials![
         life::{
             power_off_ends_with_success,
@@ -84,6 +92,9 @@ fn tests() -> Vec<(&'static str, fn())> {
             a_missing_tap_is_refused_with_the_command_that_makes_it,
             a_start_that_fails_leaves_no_tap,
         },
+        restore::{
+            a_reboot_after_a_mapped_restore_finds_empty_memory,
+        },
         serial::{
             a_file_is_appended,
             a_socket_has_one_client_at_a_time,
@@ -101,6 +112,71 @@ fn tests() -> Vec<(&'static str, fn())> {
             a_detached_failure_is_told_to_its_parent,
             without_kvm_the_module_to_load_is_named,
             without_the_right_to_kvm_the_group_is_named,
+        },
+    ]
+}
+
+/// Tests of a machine that goes to a file or to another host, with their names.
+fn move_tests() -> Vec<(&'static str, fn())> {
+    trials![
+        save::{
+            a_saved_guest_goes_on_where_it_was,
+            a_file_tells_what_is_in_it,
+            a_file_is_restored_once,
+            a_paused_guest_stays_paused,
+            an_existing_file_is_kept,
+            a_full_file_system_leaves_the_guest_running,
+            a_damaged_file_is_refused,
+            damaged_memory_is_found_where_it_is_compared,
+            a_disk_must_be_as_it_was_left,
+            a_cancelled_save_leaves_the_guest_running,
+        },
+        moves::{
+            the_receiver_says_where_it_listens,
+            memory_and_clock_go_along,
+            a_guest_that_writes_loses_no_write,
+            a_unix_socket_is_a_way,
+            a_guest_goes_live_there_and_back,
+            a_guest_goes_quick_there_and_back,
+            a_disk_goes_along_with_its_lock,
+            serial_ports_go_along,
+            a_vsock_goes_along,
+            a_network_goes_along_and_is_announced,
+            a_receiver_may_take_one_machine,
+        },
+        limits::{
+            a_check_names_every_problem,
+            no_receiver_is_said,
+            a_vm_may_have_another_name_there,
+            bandwidth_is_limited_and_the_limit_changed,
+            a_guest_that_does_not_converge_is_left_where_it_is,
+            a_timeout_that_pauses_does_not_wait_for_a_slow_pass,
+            a_move_is_cancelled_in_every_phase,
+            a_silent_target_is_given_up,
+            the_target_keeps_the_figures,
+        },
+        faults::{
+            a_cut_before_go_changes_nothing,
+            a_target_killed_before_go_changes_nothing,
+            a_source_killed_before_go_leaves_nothing_at_the_target,
+            a_receiver_killed_on_the_way_does_not_end_the_move,
+            a_cut_at_go_is_mended_by_asking,
+            a_target_killed_at_go_gives_the_guest_back,
+            a_target_killed_after_its_start_is_left_to_a_person,
+            a_source_in_doubt_learns_that_the_guest_runs_there,
+            a_target_that_hears_no_go_discards,
+            a_receiver_killed_at_go_leaves_the_doubt_to_a_person,
+            a_source_killed_after_go_leaves_one_guest,
+            force_ends_a_copy_in_doubt,
+            a_receiver_outlives_its_peers,
+        },
+        mid_move::{
+            a_guest_that_ends_in_mid_move_ends_here,
+            a_guest_paused_in_mid_move_arrives_paused,
+            a_second_move_is_refused,
+            a_stop_in_mid_move_ends_the_guest_here,
+            force_ends_a_guest_in_mid_move,
+            a_balloon_changed_in_mid_move_goes_along,
         },
     ]
 }

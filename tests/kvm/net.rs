@@ -1,19 +1,27 @@
 //! Networks, each test in a network namespace of its own, which is gone with the test however that ends.
 
 use crate::vm::{Host, LONG, Vm, finish, wait};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketType, recv, socket};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::num::NonZeroU32;
+use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::channel;
+use std::thread::{self, JoinHandle};
 
 /// The guest's address, and the host's on the tap.
 const GUEST: &str = "10.0.0.2";
 const HOST: &str = "10.0.0.1/24";
 
 /// A network namespace: it lives as long as the process in it, which ends with its standard input.
-struct Namespace(Child);
+pub struct Namespace(Child);
 
 impl Namespace {
     /// An empty one. Needs root.
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut command = Command::new("unshare");
         command.args(["--net", "sh", "-c", "echo there; exec cat"]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut holder = command.spawn().unwrap();
@@ -23,8 +31,30 @@ impl Namespace {
         Self(holder)
     }
 
+    /// Calls `listen` with every frame of `protocol` that an interface in it takes in, on a thread of its own, until that says
+    /// no or the namespace's last frame has come.
+    pub fn frames(&self, protocol: u16, mut listen: impl FnMut(&[u8]) -> bool + Send + 'static) -> JoinHandle<()> {
+        let link = File::open(format!("/proc/{}/ns/net", self.0.id())).unwrap();
+        let (sender, ready) = channel();
+        let thread = thread::spawn(move || {
+            move_into_link_name_space(link.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            let number = Protocol::from_raw(NonZeroU32::new(protocol.to_be().into()).unwrap());
+            let socket = socket(AddressFamily::PACKET, SocketType::RAW, Some(number)).unwrap();
+            set_socket_timeout(&socket, Timeout::Recv, Some(LONG)).unwrap();
+            sender.send(()).unwrap();
+            let mut frame = [0; 2048];
+            while let Ok((_, bytes)) = recv(&socket, &mut frame, RecvFlags::empty()) {
+                if !listen(&frame[..bytes]) {
+                    return;
+                }
+            }
+        });
+        ready.recv().unwrap();
+        thread
+    }
+
     /// A host in it.
-    fn host(&self) -> Host {
+    pub fn host(&self) -> Host {
         Host::within(&["nsenter", &format!("--net=/proc/{}/ns/net", self.0.id())])
     }
 }
@@ -37,13 +67,14 @@ impl Drop for Namespace {
 }
 
 /// Runs `words` in the host's network, and returns whether that succeeded and what it printed.
-fn try_shell(host: &Host, words: &str) -> (bool, String) {
+pub fn try_shell(host: &Host, words: &str) -> (bool, String) {
     let output = finish(host.program("sh", &["-c", words]), words);
     let said = [output.stdout, output.stderr].concat();
     (output.status.success(), String::from_utf8(said).unwrap())
 }
 
-fn shell(host: &Host, words: &str) -> String {
+/// The same, where it must succeed.
+pub fn shell(host: &Host, words: &str) -> String {
     let (success, said) = try_shell(host, words);
     assert!(success, "{words}: {said}");
     said

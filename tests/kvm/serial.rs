@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 
 /// Reads lines until one contains `part`.
-fn read_until(reader: &mut BufReader<UnixStream>, part: &str) -> String {
+pub fn read_until(reader: &mut BufReader<UnixStream>, part: &str) -> String {
     let mut said = String::new();
     loop {
         let before = said.len();

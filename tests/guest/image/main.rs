@@ -90,7 +90,10 @@ fn serve(options: &Options, mut worker: Option<memory::Worker>, mut net: Option<
         let now = time::now_us();
         if options.tick_ms > 0 && now >= began + (ticks + 1) * options.tick_ms * 1000 {
             ticks += 1;
-            line!("tick {ticks} {}us", now - began);
+            match options.tally {
+                true => line!("tick {ticks} {}us {}", now - began, memory::writes()),
+                false => line!("tick {ticks} {}us", now - began),
+            }
         }
         if now >= verify_at {
             verify_at = u64::MAX;

@@ -296,7 +296,8 @@ impl Worker {
     }
 }
 
-fn writes() -> u64 {
+/// Pages written so far, by all vCPUs.
+pub fn writes() -> u64 {
     WRITES.iter().map(|writes| writes.load(Ordering::Acquire)).sum()
 }
 

@@ -1,0 +1,219 @@
+//! A wire between two hosts that a test holds at a word of the protocol, cuts and heals.
+//!
+//! It reads the frames that it carries, so a test says "hold Loaded" where others would sleep and hope.
+
+use crate::vm::LONG;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread;
+use std::time::Instant;
+use sterna_migration::handover::Order;
+use sterna_migration::wire::frame::{FrameKind, Header, read_contents, read_header};
+use sterna_migration::wire::message::{FINAL_STATE, decode};
+use sterna_migration::wire::{ToSource, ToTarget, preamble};
+
+/// What goes over the wire, in the order in which it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    Machine,
+    Ready,
+    Rehearsal,
+    Rehearsed,
+    Ram,
+    State,
+    Loaded,
+    Go,
+    Running,
+    Ask,
+    Answer,
+}
+
+/// See the module. Everything it carries is cut when it is dropped.
+pub struct Wire {
+    /// Where it takes connections.
+    pub address: String,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    target: String,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// The first of these is held, with all that follows it on its connection.
+    hold: Option<Word>,
+    held: bool,
+    /// No connection gets through.
+    down: bool,
+    /// Grows when the wire is cut.
+    cuts: u32,
+    open: Vec<TcpStream>,
+    seen: Vec<Word>,
+}
+
+impl Wire {
+    /// A wire to the receiver at `address`.
+    pub fn to(address: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let own = format!("tcp:{}", listener.local_addr().unwrap());
+        let target = address.strip_prefix("tcp:").unwrap().to_owned();
+        let shared = Arc::new(Shared { target, state: Mutex::default(), changed: Condvar::new() });
+        let carrier = Arc::clone(&shared);
+        // Ends with the test's process: nothing tells a listener that nobody needs it any more.
+        thread::spawn(move || listener.incoming().map_while(Result::ok).for_each(|stream| carrier.carry(stream)));
+        Self { address: own, shared }
+    }
+
+    /// The next `word` is to be held.
+    pub fn hold(&self, word: Word) {
+        let mut state = self.shared.lock();
+        (state.hold, state.held) = (Some(word), false);
+    }
+
+    /// Waits until the word is held.
+    pub fn await_held(&self) {
+        let deadline = Instant::now() + LONG;
+        let mut state = self.shared.lock();
+        while !state.held {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(!left.is_zero(), "{:?} did not come within {LONG:?}, but {:?}", state.hold, state.seen);
+            state = self.shared.changed.wait_timeout(state, left).unwrap().0;
+        }
+    }
+
+    /// Lets go of what is held.
+    pub fn release(&self) {
+        self.shared.lock().hold = None;
+        self.shared.changed.notify_all();
+    }
+
+    /// Cuts all connections; what is held is lost. New ones get through.
+    pub fn cut(&self) {
+        let mut state = self.shared.lock();
+        state.cuts += 1;
+        (state.hold, state.held) = (None, false);
+        for stream in state.open.drain(..) {
+            let _gone = stream.shutdown(Shutdown::Both); // the other end may have closed it
+        }
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+
+    /// Lets no new connection through, or does again.
+    pub fn set_down(&self, down: bool) {
+        self.shared.lock().down = down;
+    }
+
+    /// What has gone over it.
+    pub fn seen(&self) -> Vec<Word> {
+        self.shared.lock().seen.clone()
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.set_down(true);
+        self.cut();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    fn carry(self: &Arc<Self>, source: TcpStream) {
+        if self.lock().down {
+            return;
+        }
+        let Ok(target) = TcpStream::connect(&self.target) else { return };
+        let mut state = self.lock();
+        let cuts = state.cuts;
+        for stream in [&source, &target] {
+            stream.set_nodelay(true).unwrap();
+            state.open.push(stream.try_clone().unwrap());
+        }
+        drop(state);
+        for towards_target in [true, false] {
+            let (mut from, mut to) = (source.try_clone().unwrap(), target.try_clone().unwrap());
+            if !towards_target {
+                (from, to) = (to, from);
+            }
+            let shared = Arc::clone(self);
+            thread::spawn(move || match shared.forward(&mut from, &mut to, towards_target, cuts) {
+                // The end, or a reset: what came before has been carried on.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => drop(to.shutdown(Shutdown::Write)),
+                _ => [&from, &to].iter().for_each(|stream| drop(stream.shutdown(Shutdown::Both))),
+            });
+        }
+    }
+
+    fn forward(&self, from: &mut TcpStream, to: &mut TcpStream, towards_target: bool, cuts: u32) -> io::Result<()> {
+        if towards_target {
+            io::copy(&mut from.take(preamble::BYTES as u64), to)?;
+        }
+        loop {
+            let header = read_header(from).map_err(|_| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+            if header.kind == FrameKind::Ram {
+                self.pass(Word::Ram, cuts)?;
+                to.write_all(&header.encode())?;
+                copy(from, to, header.length)?;
+                continue;
+            }
+            let mut bytes = vec![0; usize::try_from(header.length).unwrap()];
+            from.read_exact(&mut bytes)?;
+            let (word, raw_bytes) = read_word(header, &bytes, towards_target);
+            if let Some(word) = word {
+                self.pass(word, cuts)?;
+            }
+            to.write_all(&[&header.encode(), &bytes[..]].concat())?;
+            copy(from, to, raw_bytes)?;
+        }
+    }
+
+    /// Waits while `word`, or a word before it on its way, is held.
+    fn pass(&self, word: Word, cuts: u32) -> io::Result<()> {
+        let mut state = self.lock();
+        while state.cuts == cuts && state.hold == Some(word) {
+            state.held = true;
+            self.changed.notify_all();
+            state = self.changed.wait(state).unwrap();
+        }
+        state.seen.push(word);
+        if state.cuts == cuts { Ok(()) } else { Err(io::ErrorKind::ConnectionAborted.into()) }
+    }
+}
+
+fn copy(from: &mut TcpStream, to: &mut TcpStream, bytes: u64) -> io::Result<()> {
+    if io::copy(&mut from.take(bytes), to)? == bytes { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+/// What a frame says, and how many bytes follow it without a frame.
+fn read_word(header: Header, bytes: &[u8], towards_target: bool) -> (Option<Word>, u64) {
+    let Ok(frame) = read_contents(&mut &bytes[..], header) else { return (None, 0) };
+    let word = match (header.kind, towards_target) {
+        (FrameKind::State, _) if header.flags & FINAL_STATE != 0 => Word::State,
+        (FrameKind::State, _) => Word::Rehearsal,
+        (FrameKind::Message, true) => match decode::<ToTarget>(&frame) {
+            Ok(ToTarget::Machine(_)) => Word::Machine,
+            Ok(ToTarget::Order(Order::Go)) => Word::Go,
+            Ok(ToTarget::Order(Order::Ask)) => Word::Ask,
+            Ok(ToTarget::Probe { bytes }) => return (None, bytes),
+            _ => return (None, 0),
+        },
+        (FrameKind::Message, false) => match decode::<ToSource>(&frame) {
+            Ok(ToSource::Ready(_)) => Word::Ready,
+            Ok(ToSource::Rehearsed { .. }) => Word::Rehearsed,
+            Ok(ToSource::Loaded(_)) => Word::Loaded,
+            Ok(ToSource::Running(_)) => Word::Running,
+            Ok(_) => Word::Answer,
+            _ => return (None, 0),
+        },
+        _ => return (None, 0),
+    };
+    (Some(word), 0)
+}
