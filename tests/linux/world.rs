@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use sterna_testbed::accel::Accel;
-use sterna_testbed::{Guest, Host, HostOptions, Node, Options, Running, Testbed};
+use sterna_testbed::{Guest, Host, HostOptions, Link, Node, Options, Running, Site, Testbed, Vm};
 
 /// Longest wait for one thing that a guest or host does: the CPUs may be software.
 pub const LIMIT: Duration = Duration::from_secs(240);
@@ -29,7 +29,30 @@ static WORLD: Mutex<Option<World>> = Mutex::new(None);
 pub struct World {
     testbed: Testbed,
     shared: Option<Guest>,
+    travel: Option<Travel>,
 }
+
+/// Two hosts that are ready for moves, and the guest that moves between them.
+pub struct Travel {
+    a: Site,
+    b: Site,
+    pub vm: Vm,
+}
+
+impl Travel {
+    /// The host where the guest is not.
+    pub fn other(&self) -> &Site {
+        if self.vm.site().node() == Node::A { &self.b } else { &self.a }
+    }
+
+    /// A host.
+    pub fn site(&self, node: Node) -> &Site {
+        if node == Node::A { &self.a } else { &self.b }
+    }
+}
+
+/// Address of the guest that moves.
+pub const TRAVELLER: &str = "10.9.0.30";
 
 /// The world, made at the first call.
 pub fn world() -> Result<Held> {
@@ -39,15 +62,14 @@ pub fn world() -> Result<Held> {
         let a = HostOptions { memory_mib: 7168, cpus: 2 };
         let b = HostOptions { memory_mib: 1024, cpus: 1 };
         let testbed = Testbed::start(&Options { a, b: Some(b), ..Options::default() })?;
-        *held = Some(World { testbed, shared: None });
+        *held = Some(World { testbed, shared: None, travel: None });
     }
     Ok(Held(held))
 }
 
 /// What the hosts show when a test has failed on QEMU's software CPU; `None` on KVM, where a failure is a failure.
 ///
-/// Seen with QEMU 7.2 and nested SVM, up to twice in a run: a host's kernel runs on with its guest's GS base after a nested
-/// exit ("stack guard page was hit" in `exc_page_fault`), a host stops answering, a guest's kernel dies in the middle of fio.
+/// What is known of its faults is in docs/testbed.md.
 pub fn software_cpu() -> Option<String> {
     let held = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
     let testbed = &held.as_ref().filter(|world| world.testbed.accel() == Accel::Tcg)?.testbed;
@@ -123,6 +145,49 @@ impl Held {
             ensure!(Instant::now() < deadline, "{pointer} stays at {value}");
             std::thread::sleep(Duration::from_millis(200));
         }
+    }
+
+    /// The guest that moves, started on A at the first call: 2 vCPUs, 192 MiB, a disk on the shared volume, the tools, network.
+    pub fn travel(&mut self) -> Result<&mut Travel> {
+        let world = self.world()?;
+        if world.travel.is_none() {
+            let [a, b] = [Node::A, Node::B].map(|node| Site::prepare(&world.testbed, node, "web0"));
+            let (a, b) = (a?, b?);
+            a.host().check("truncate -s 64M /shared/web.img")?;
+            let arguments = "--cpus 2 --memory 192M --disk path=/shared/web.img --net tap=web0 \
+                             --disk path=/dev/vda,readonly=on,id=tools";
+            let mut vm = Vm::boot(&a, "web", arguments, &format!("sterna.ip={TRAVELLER}/24"))?;
+            vm.check("mkdir -p /tools && mount -o ro /dev/vdb /tools")?;
+            world.travel = Some(Travel { a, b, vm });
+        }
+        world.travel.as_mut().ok_or_else(|| "the guest that moves has ended".into())
+    }
+
+    /// Shapes a link, or takes its shaping away.
+    pub fn shape(&mut self, link: Link, discipline: Option<&str>) -> Result {
+        let testbed = &self.world()?.testbed;
+        Ok(discipline.map_or_else(|| testbed.unshape(link), |discipline| testbed.shape(link, discipline))?)
+    }
+
+    /// A machine crash of a host.
+    pub fn kill(&mut self, node: Node) -> Result {
+        Ok(self.world()?.testbed.kill(node)?)
+    }
+
+    /// Starts a crashed host again, ready for moves.
+    pub fn restart(&mut self, node: Node) -> Result {
+        let world = self.world()?;
+        world.testbed.restart(node)?;
+        let site = Site::prepare(&world.testbed, node, "web0")?;
+        if let Some(travel) = &mut world.travel {
+            *(if node == Node::A { &mut travel.a } else { &mut travel.b }) = site;
+        }
+        Ok(())
+    }
+
+    /// Ends all hosts: what comes next starts on fresh ones.
+    pub fn forget(mut self) {
+        self.0.take();
     }
 
     /// The shared guest, which its test ends.

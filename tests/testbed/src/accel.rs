@@ -1,6 +1,6 @@
 //! How QEMU runs the testbed's hosts: with this machine's KVM, or on its software CPU.
 
-use crate::{Control, Error, Files, Result};
+use crate::{Control, Error, Files, Result, tsc};
 use std::{fs, path::Path, time::Duration};
 
 /// What runs the hosts' instructions.
@@ -55,6 +55,26 @@ impl Accel {
         }
     }
 
+    /// CPUs that a host gets where `wanted` were asked for. On the software CPU it is one: with more, a thread of QEMU 7.2 may translate
+    /// code while another writes it, and goes on with the old instruction for good. Every VM that starts or ends has the host's
+    /// kernel patch its scheduler; stock guests patch themselves. With one CPU there is one thread. Evidence: docs/testbed.md.
+    pub(crate) fn cpus(self, wanted: u32) -> u32 {
+        match self {
+            Self::Kvm => wanted,
+            Self::Tcg => 1,
+        }
+    }
+
+    /// What a host's kernel is told beside what every host is told. On the software CPU it reads this machine's time stamp counter and
+    /// measures its speed by emulated timers: on a busy machine it was seen to find a fifth of it, and its clocks then ran at five
+    /// times their speed, those of its guests with them. Told about it, the kernel measures within 1 % of that.
+    pub(crate) fn words(self) -> String {
+        match self {
+            Self::Kvm => String::new(),
+            Self::Tcg => format!("tsc_early_khz={}", tsc::khz()),
+        }
+    }
+
     fn parse(name: &str) -> Option<Self> {
         [Self::Kvm, Self::Tcg].into_iter().find(|accel| accel.name() == name)
     }
@@ -84,6 +104,11 @@ fn proven(files: &Files) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_on_the_software_cpu_has_one_cpu() {
+        assert_eq!((Accel::Tcg.cpus(4), Accel::Kvm.cpus(4)), (1, 4));
+    }
 
     #[test]
     fn names_are_parsed_back() {

@@ -1,7 +1,10 @@
 //! A Linux guest seen through its serial console: the line protocol of `resources/guest/init` with `sterna.job=agent`.
 
 use crate::{Error, Output, Result, Running};
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 /// Every line that the guest's init means for us starts so.
 const MARK: &str = "STERNA-GUEST";
@@ -16,6 +19,17 @@ impl Guest {
     pub fn ready(mut console: Running, limit: Duration) -> Result<Self> {
         console.wait_for(&format!("{MARK} agent ready"), limit)?;
         Ok(Self { console })
+    }
+
+    /// Takes over a console of a guest that has taken commands before, as after a move. What it said before is passed over.
+    pub fn attach(console: Running, limit: Duration) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let mut guest = Self { console };
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        guest.console.write(format!("echo here $(({number}))-{}\n", std::process::id()))?;
+        guest.console.wait_for(&format!("here {number}-{}", std::process::id()), limit)?;
+        guest.console.wait_for(&format!("{MARK} rc="), limit)?;
+        Ok(guest)
     }
 
     /// Runs one line of shell in the guest. Both its outputs come in `stdout`, with what else the console said meanwhile.

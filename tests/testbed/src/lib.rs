@@ -21,14 +21,16 @@ mod run_dir;
 mod running;
 pub mod terminal;
 mod testbed;
+mod tsc;
+mod vm;
 
 pub use control::{Control, ControlRunning};
 pub use error::{Error, Result};
 pub use files::Files;
 pub use guest::Guest;
 pub use host::{Host, Output};
-pub use local::run_here;
 pub use qemu::Node;
 pub use run_dir::{attach, console};
 pub use running::Running;
 pub use testbed::{HostOptions, Link, Options, Testbed};
+pub use vm::{Clocks, Moved, Site, Vm};

@@ -49,13 +49,6 @@ pub(crate) fn run(who: &str, mut command: Command) -> Result<Running> {
     Ok(Running::new(who.to_owned(), shown, events, Box::new(Local { child, stdin })))
 }
 
-/// Starts a shell command on this machine.
-pub fn run_here(command: &str) -> Result<Running> {
-    let mut shell = keeper::command("sh");
-    shell.args(["-c", command]);
-    run("this machine", shell)
-}
-
 fn pump(mut from: impl Read, event: fn(Vec<u8>) -> Event, to: &Sender<Event>) {
     let mut buffer = vec![0u8; 64 << 10];
     while let Ok(count @ 1..) = from.read(&mut buffer) {

@@ -22,7 +22,7 @@ const DATA_MIB: u64 = 8192;
 pub struct HostOptions {
     /// RAM, MiB.
     pub memory_mib: u32,
-    /// vCPUs.
+    /// vCPUs under KVM; on the software CPU a host has one.
     pub cpus: u32,
 }
 

@@ -1,142 +1,223 @@
-//! `make demo`: a stock kernel boots under Sterna, formats and verifies its disk, answers a ping, powers off. On this machine
-//! where its KVM can run stock kernels, else on one of the testbed's hosts.
+//! `make demo`: an unmodified Debian guest boots on host A, moves to B while it runs, back by save and restore, and live again. Its
+//! disk, its memory and its network are checked all the way. Both hosts are the testbed's.
 
 use std::{
-    env, fs,
-    path::PathBuf,
-    process::{Command, ExitCode},
+    process::ExitCode,
     time::{Duration, Instant},
 };
-use sterna_testbed::{Error, Files, Host, HostOptions, Node, Options, Result, Running, Testbed, run_here};
+use sterna_testbed::{Error, HostOptions, Node, Options, Result, Site, Testbed, Vm, accel::Accel};
 
-/// How long the guest may be silent.
-const SILENCE_LIMIT: Duration = Duration::from_secs(120);
-/// Tap device of the demo, its address, and the guest's.
-const TAP: &str = "sterna-demo";
-const HOST_ADDRESS: &str = "10.9.8.1/24";
-const GUEST_ADDRESS: &str = "10.9.8.2";
+/// How long one thing may take: the CPUs may be software.
+const LIMIT: Duration = Duration::from_secs(120);
+/// How often it may start on QEMU's software CPU, which now and then loses a guest: docs/testbed.md says why.
+const ATTEMPTS: u32 = 2;
+const PING_INTERVAL_MS: u32 = 20;
+const TAP: &str = "web0";
+const GUEST: &str = "10.9.0.20";
+/// The memory that the guest fills and verifies all the time, MiB, and how much of it a second.
+const CHECKED_MIB: u32 = 32;
+const CHECKED_MIB_PER_S: u32 = 4;
 
-/// Where the VM runs.
-enum Place {
-    Here { sterna: PathBuf, scratch: PathBuf },
-    Testbed { testbed: Box<Testbed>, host: Host },
+/// A move that was made.
+struct Move {
+    title: &'static str,
+    total_ms: u64,
+    downtime_ms: u64,
+    gap_ms: String,
+    lost: String,
+    carried_mib: u64,
+    passes: u32,
 }
 
-impl Place {
-    /// This machine if it can, else a testbed's host; says why.
-    fn choose(sterna: PathBuf) -> Result<Self> {
-        let why_not = why_not_here(&sterna)?;
-        let Some(why) = why_not else {
-            println!("This machine's KVM runs stock kernels: the VM runs on it directly.");
-            let scratch = env::temp_dir().join(format!("sterna-demo-{}", std::process::id()));
-            fs::create_dir_all(&scratch).map_err(Error::io("make a scratch directory"))?;
-            return Ok(Self::Here { sterna, scratch });
-        };
-        println!("This machine's KVM cannot run stock kernels ({why}).");
-        println!("So the VM runs on a Sterna host of the testbed, booted under QEMU from our host image.");
-        let start = Instant::now();
-        let testbed = Box::new(Testbed::start(&Options::single(HostOptions::default()))?);
-        println!("The host is up after {:.1} s ({}).", start.elapsed().as_secs_f32(), testbed.accel().name());
-        let host = testbed.host(Node::A)?;
-        Ok(Self::Testbed { testbed, host })
-    }
-
-    fn spawn(&self, command: &str) -> Result<Running> {
-        match self {
-            Self::Here { .. } => run_here(command),
-            Self::Testbed { host, .. } => host.spawn(command),
-        }
-    }
-
-    /// The command that a person would type, after the disk's image is made.
-    fn command(&self) -> Result<String> {
-        let (sterna, kernel, initrd, disk) = match self {
-            Self::Here { sterna, scratch } => {
-                let files = Files::new();
-                let show = |path: PathBuf| format!("'{}'", path.display());
-                (show(sterna.clone()), show(files.kernel()?), show(files.initramfs()?), show(scratch.join("disk.img")))
-            }
-            Self::Testbed { .. } => {
-                let [kernel, initrd] = ["vmlinuz", "initramfs.cpio"].map(|name| format!("/tools/guest/{name}"));
-                ("sterna".into(), kernel, initrd, "/data/demo.img".into())
-            }
-        };
-        let run = format!(
-            "{sterna} run --name demo --kernel {kernel} --initrd {initrd} --cpus 2 --memory 512M --disk path={disk} \
-             --net tap={TAP},create=on --cmdline 'console=ttyS0 quiet sterna.job=demo sterna.ip={GUEST_ADDRESS}/24'"
-        );
-        println!("\n$ {run}\n");
-        Ok(format!("truncate -s 256M {disk} && exec {run}"))
-    }
-
-    fn name(&self) -> String {
-        match self {
-            Self::Here { .. } => "this machine, on its KVM".into(),
-            Self::Testbed { testbed, .. } => {
-                let cpu = match testbed.accel() {
-                    sterna_testbed::accel::Accel::Kvm => "nested KVM",
-                    sterna_testbed::accel::Accel::Tcg => "QEMU's software CPU, nested SVM",
-                };
-                format!("host A of the testbed ({cpu}); its log: {}", testbed.dir().join("a.log").display())
-            }
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Self::Here { scratch, .. } = self {
-            let _ = fs::remove_dir_all(scratch);
-        }
-    }
-}
-
-/// Runs the demo with the `sterna` beside this program, or the one that `STERNA` names.
+/// Tells the story; exit code 0 only if all that was checked was right. What fails on the software CPU starts once more on fresh hosts,
+/// said aloud; what fails each time, or elsewhere, has failed.
 pub fn demo() -> Result<ExitCode> {
-    let beside = || env::current_exe().map(|path| path.with_file_name("sterna")).map_err(Error::io("find sterna"));
-    let sterna = env::var_os("STERNA").map_or_else(beside, |path| Ok(PathBuf::from(path)))?;
-    let place = Place::choose(sterna)?;
-    let start = Instant::now();
-    let mut vm = place.spawn(&place.command()?)?;
-    let (mut passed, mut up) = (false, None);
-    while let Some(line) = vm.line(SILENCE_LIMIT)? {
-        println!("  {line}");
-        if line.contains("STERNA-GUEST up") {
-            up = Some(start.elapsed());
-        } else if line.contains("ping waiting") {
-            ping(&place)?;
+    println!("Sterna: a running machine moves from one host to another, and back.");
+    for attempt in 1.. {
+        let testbed = hosts()?;
+        match story(&testbed) {
+            Ok(()) if attempt > 1 => {
+                println!("At start {attempt} of {ATTEMPTS}; what ended the one before stands above.")
+            }
+            Err(error) if attempt < ATTEMPTS && testbed.accel() == Accel::Tcg => {
+                println!("\nFAILED ({attempt} of {ATTEMPTS}) on QEMU's software CPU, starts again on fresh hosts:");
+                println!("{}", super::chain(&error));
+                continue;
+            }
+            end => end?,
         }
-        passed |= line.contains("demo passed");
+        break;
     }
-    let end = vm.wait(SILENCE_LIMIT)?;
-    print!("{}", end.stderr);
-    let passed = passed && end.status == 0;
-    println!("\nWhat ran   an unmodified Debian kernel, 2 vCPUs, 512 MiB, a disk and a network, under sterna run");
-    println!("Where      {}", place.name());
-    if let Some(up) = up {
-        println!("How long   {:.1} s to user space, {:.1} s in all", up.as_secs_f32(), start.elapsed().as_secs_f32());
-    }
-    println!("Result     {}, sterna exited with {}", if passed { "passed" } else { "FAILED" }, end.status);
-    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(ExitCode::SUCCESS)
 }
 
-fn ping(place: &Place) -> Result<()> {
-    let command = format!(
-        "ip addr add {HOST_ADDRESS} dev {TAP} && ip link set {TAP} up && ping -c 3 -i 0.2 -W 10 {GUEST_ADDRESS}"
+fn story(testbed: &Testbed) -> Result<()> {
+    let start = Instant::now();
+    let a = Site::prepare(testbed, Node::A, TAP)?;
+    let b = Site::prepare(testbed, Node::B, TAP)?;
+    let mut vm = boot(&a)?;
+    let sum = fill(&mut vm)?;
+    let uptime = vm.check("cut -d. -f1 /proc/uptime")?;
+
+    chapter(
+        "3. Live to B",
+        "Memory is copied while the guest runs; what it changes meanwhile is copied again, until the rest is so",
     );
-    let output = place.spawn(&command)?.wait(SILENCE_LIMIT)?;
-    for line in output.stdout.lines().chain(output.stderr.lines()).filter(|line| !line.is_empty()) {
-        println!("  host: {line}");
-    }
+    println!("   little that the guest can be stopped for it. Then it goes on at B. Nobody should notice.");
+    let first = travel(&mut vm, &b, &b, "live, A to B", "--max-downtime 300ms")?;
+    same(&mut vm, &sum)?;
+    chapter(
+        "4. Quick back to A",
+        "The guest is stopped first and all of its memory is copied then: simple and short in all, but the guest",
+    );
+    println!("   stands still for as long as that takes. Its connections outlive it.");
+    let second = travel(&mut vm, &a, &b, "quick, B to A", "--mode quick")?;
+    same(&mut vm, &sum)?;
+    chapter(
+        "5. Live again to B",
+        "What worked once has to work again: the third move starts from a machine that was moved twice.",
+    );
+    let third = travel(&mut vm, &b, &b, "live, A to B", "--max-downtime 300ms")?;
+    same(&mut vm, &sum)?;
+    let rounds = remembered(&mut vm)?;
+    let uptime_now = vm.check("cut -d. -f1 /proc/uptime")?;
+
+    chapter("6. Power off", "On B, by the power button.");
+    run(&b, "sterna stop web --timeout 60s")?;
+    println!("\nWhat was measured\n");
+    table(&[first, second, third]);
+    println!("\n   disk     the file written on A has the same checksum after each move, read anew on either host");
+    println!("   memory   {CHECKED_MIB} MiB filled and verified {rounds} times on the way, every word right");
+    println!("   uptime   the guest's own went on from {uptime} s to {uptime_now} s: it was never started again");
+    println!("   where    {}", place(testbed));
+    println!("\nAll of it was right. {:.0} s in all.", start.elapsed().as_secs_f32());
     Ok(())
 }
 
-/// None where stock kernels run on this machine's KVM, else the reason that `sterna host check` gives.
-fn why_not_here(sterna: &PathBuf) -> Result<Option<String>> {
-    let doing = || format!("run {} host check", sterna.display());
-    let output = Command::new(sterna).args(["host", "check", "--json"]).output().map_err(Error::io(doing()))?;
-    let report: serde_json::Value =
-        serde_json::from_slice(&output.stdout).map_err(|error| Error::io(doing())(error.into()))?;
-    let text = |key: &str| report.get(key).and_then(|value| value.as_str()).unwrap_or_default().to_owned();
-    Ok((text("stock_kernel") != "runs").then(|| text("why")))
+fn chapter(title: &str, why: &str) {
+    println!("\n{title}\n   {why}");
+}
+
+/// Runs a command that a person would type, and shows it.
+fn run(site: &Site, command: &str) -> Result<()> {
+    println!("   {}$ {command}", site.node().name());
+    site.host().check(command).map(drop)
+}
+
+fn place(testbed: &Testbed) -> String {
+    let cpu = match testbed.accel() {
+        Accel::Kvm => "under QEMU with this machine's KVM",
+        Accel::Tcg => "under QEMU's software CPU: times are many times those of real hosts",
+    };
+    format!("two hosts {cpu}; their logs: {}", testbed.dir().display())
+}
+
+fn hosts() -> Result<Testbed> {
+    chapter(
+        "1. Two hosts",
+        "A and B each run a Debian kernel of their own with Sterna on it; a network joins them, and a file server",
+    );
+    println!("   exports a volume that both mount at /shared. Each is a QEMU of its own on this machine.");
+    let start = Instant::now();
+    let size = HostOptions { memory_mib: 1024, cpus: 2 };
+    let testbed = Testbed::start(&Options { a: size, b: Some(size), ..Options::default() })?;
+    println!("   up after {:.1} s, {}", start.elapsed().as_secs_f32(), place(&testbed));
+    Ok(testbed)
+}
+
+fn boot(site: &Site) -> Result<Vm> {
+    chapter(
+        "2. A guest on A",
+        "An unmodified Debian kernel. Its disk lies on the shared volume, so that either host can reach it; a lock says",
+    );
+    println!("   whose it is. Its network is a tap in a bridge, of the same name on both hosts.");
+    site.host().check("truncate -s 256M /shared/web.img")?;
+    let start = Instant::now();
+    let arguments = format!("--cpus 2 --memory 256M --disk path=/shared/web.img --net tap={TAP}");
+    println!("   a$ sterna run --name web --kernel vmlinuz --initrd initramfs.cpio {arguments} --detach");
+    let mut vm = Vm::boot(site, "web", &arguments, &format!("sterna.ip={GUEST}/24"))?;
+    println!("   the guest takes commands after {:.1} s: {}", start.elapsed().as_secs_f32(), vm.check("uname -srv")?);
+    println!(
+        "   b$ sterna receive --listen tcp:10.9.0.2:7300 --storage /shared   (and so on a: each waits for machines to come)"
+    );
+    Ok(vm)
+}
+
+/// Gives the guest something to lose; returns the checksum of what is on its disk.
+fn fill(vm: &mut Vm) -> Result<String> {
+    vm.check("mke2fs /dev/vda >/dev/null 2>&1 && mount -t ext4 /dev/vda /mnt")?;
+    let sum = vm.check("head -c 16777216 /dev/urandom | tee /mnt/data | sha256sum | cut -c1-16; sync")?;
+    vm.check(&format!(
+        "guest-tool memory {CHECKED_MIB} 1000000 --pace {CHECKED_MIB_PER_S} --until /tmp/stop >/tmp/memory 2>&1 &"
+    ))?;
+    println!(
+        "   it writes 16 MiB to its disk (sha256 {sum}...), and fills and verifies {CHECKED_MIB} MiB of memory again and again"
+    );
+    Ok(sum)
+}
+
+/// Moves the guest while host `watcher` pings it.
+fn travel(vm: &mut Vm, to: &Site, watcher: &Site, title: &'static str, arguments: &str) -> Result<Move> {
+    let mut ping = watcher.ping(GUEST, PING_INTERVAL_MS)?;
+    println!("   {}$ sterna migrate web {} {arguments}", vm.site().node().name(), to.receiver());
+    let moved = vm.migrate(to, arguments)?;
+    ping.close_stdin()?;
+    let pinged = ping.wait(LIMIT)?.stdout;
+    let word = |name: &str| {
+        let found = pinged.split_whitespace().filter_map(|word| word.strip_prefix(name)).next_back();
+        found.unwrap_or("?").to_owned()
+    };
+    let made = Move {
+        title,
+        total_ms: moved.total_time,
+        downtime_ms: moved.downtime,
+        gap_ms: word("gap_ms="),
+        lost: format!("{} of {}", word("lost="), word("sent=")),
+        carried_mib: moved.ram.transferred >> 20,
+        passes: moved.ram.dirty_sync_count,
+    };
+    println!(
+        "   done: {:.1} s in all, the guest stood still for {} ms; the longest gap between two answers to pings was {} ms",
+        made.total_ms as f32 / 1e3,
+        made.downtime_ms,
+        made.gap_ms
+    );
+    Ok(made)
+}
+
+/// The guest finds on its disk what it wrote, and can write on.
+fn same(vm: &mut Vm, sum: &str) -> Result<()> {
+    let read = vm
+        .check("echo more >>/mnt/log && sync && echo 3 >/proc/sys/vm/drop_caches; sha256sum </mnt/data | cut -c1-16")?;
+    if read != sum {
+        return Err(wrong(format!("the disk has {read} instead of {sum}")));
+    }
+    println!("   the disk is read anew on {}: sha256 {read}... is the same", vm.site().node().name());
+    Ok(())
+}
+
+/// How often the guest's memory was found right; it was never found wrong.
+fn remembered(vm: &mut Vm) -> Result<String> {
+    let wait = "for i in $(seq 300); do tail -n 1 /tmp/memory | grep -qE 'right|guest-tool' && break; sleep 0.2; done";
+    let said = vm.check(&format!("touch /tmp/stop; {wait}; tail -n 1 /tmp/memory; grep -c round /tmp/memory"))?;
+    match said.split_once('\n') {
+        Some((last, rounds)) if last.ends_with("right") => Ok(rounds.to_owned()),
+        _ => Err(wrong(format!("memory: {said}"))),
+    }
+}
+
+fn wrong(output: String) -> Error {
+    Error::Failed { who: "the guest".into(), command: "check".into(), status: 1, output }
+}
+
+fn table(moves: &[Move]) {
+    println!("   move            in all   standstill   longest ping gap   pings lost     memory carried");
+    for made in moves {
+        let Move { title, total_ms, downtime_ms, gap_ms, lost, carried_mib, passes } = made;
+        let total = format!("{:.1} s", *total_ms as f32 / 1e3);
+        let (downtime, gap) = (format!("{downtime_ms} ms"), format!("{gap_ms} ms"));
+        println!(
+            "   {title:<14} {total:>7} {downtime:>12} {gap:>18}   {lost:<12}   {carried_mib} MiB in {passes} passes"
+        );
+    }
 }

@@ -23,7 +23,7 @@ enum Command {
         /// RAM of each host, MiB
         #[arg(long, default_value_t = 2048)]
         memory: u32,
-        /// vCPUs of each host
+        /// vCPUs of each host; one on the software CPU
         #[arg(long, default_value_t = 2)]
         cpus: u32,
     },

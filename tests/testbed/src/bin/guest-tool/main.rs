@@ -1,14 +1,16 @@
 //! What tests do inside guests (and hosts) that busybox cannot: streams with checksums over TCP, vsock and Unix sockets,
 //! memory that is verified, clocks. Each command ends with one line for the test to read, and status 0 only if all was right.
 
+mod net;
+
 use clap::Parser;
 use rustix::time::{ClockId, clock_gettime};
 use std::{
     fs,
     io::{self, BufRead, BufReader, Read, Write},
-    net::{IpAddr, Shutdown, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, Shutdown, TcpListener, TcpStream},
     os::unix::net::{UnixListener, UnixStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -22,6 +24,12 @@ enum Command {
     TcpReceive { port: u16 },
     /// Send a TCP stream and compare the checksum that the receiver answers
     TcpSend { address: IpAddr, port: u16, mib: u64 },
+    /// Echo whatever comes to a TCP port, for ever
+    TcpEcho { port: u16 },
+    /// Send numbered records to a TCP echo until standard input ends; compare, and print the longest gap
+    TcpPulse { address: IpAddr, port: u16, interval_ms: u64 },
+    /// Ping until standard input ends; print what was lost, and the longest gap
+    Ping { address: Ipv4Addr, interval_ms: u64 },
     /// Echo whatever comes to a vsock port, for ever
     VsockEcho { port: u32 },
     /// Send to a vsock port and compare what comes back
@@ -35,9 +43,25 @@ enum Command {
         mib: usize,
         #[arg(default_value_t = 2)]
         rounds: u64,
+        /// Memory to touch a second, MiB
+        #[arg(long, default_value_t = u64::MAX)]
+        pace: u64,
+        /// End when this file is there
+        #[arg(long)]
+        until: Option<PathBuf>,
     },
     /// Print the clocks, in seconds
     Clock,
+    /// Tell whoever asks on this UDP port the wall clock, for ever
+    ClockServe { port: u16 },
+    /// Print how far the clocks here are from the wall clock of a server
+    ClockCompare {
+        address: IpAddr,
+        port: u16,
+        /// Set the wall clock here by it
+        #[arg(long)]
+        set: bool,
+    },
     /// Print a tick at an interval; then the longest gap between two
     Ticks { interval_ms: u64, count: u64 },
 }
@@ -59,6 +83,18 @@ fn run(command: Command) -> io::Result<String> {
     match command {
         Command::TcpReceive { port } => tcp_receive(port),
         Command::TcpSend { address, port, mib } => tcp_send(TcpStream::connect((address, port))?, mib),
+        Command::TcpEcho { port } => {
+            let listener = TcpListener::bind(("0.0.0.0", port))?;
+            println!("listening");
+            serve(listener.incoming(), |stream| {
+                stream.set_nodelay(true)?;
+                Ok((stream.try_clone()?, stream))
+            })
+        }
+        Command::TcpPulse { address, port, interval_ms } => {
+            net::pulse(TcpStream::connect((address, port))?, Duration::from_millis(interval_ms))
+        }
+        Command::Ping { address, interval_ms } => net::ping(address, Duration::from_millis(interval_ms)),
         Command::VsockEcho { port } => {
             let listener = VsockListener::bind(&VsockAddr::new(VMADDR_CID_ANY, port))?;
             println!("listening");
@@ -75,8 +111,10 @@ fn run(command: Command) -> io::Result<String> {
             serve(listener.incoming(), |stream| Ok((stream.try_clone()?, stream)))
         }
         Command::UnixSend { path, port, mib } => unix_send(UnixStream::connect(path)?, port, mib),
-        Command::Memory { mib, rounds } => memory(mib, rounds),
+        Command::Memory { mib, rounds, pace, until } => memory(mib, rounds, pace, until.as_deref()),
         Command::Clock => clock(),
+        Command::ClockServe { port } => net::serve_clock(port),
+        Command::ClockCompare { address, port, set } => net::compare_clocks(address, port, set),
         Command::Ticks { interval_ms, count } => Ok(ticks(Duration::from_millis(interval_ms), count)),
     }
 }
@@ -206,13 +244,18 @@ fn unix_send(stream: UnixStream, port: u32, mib: u64) -> io::Result<String> {
     round_trip(reader, writer, mib)
 }
 
-fn memory(mib: usize, rounds: u64) -> io::Result<String> {
-    let words = mib << 20 >> 3;
+fn memory(mib: usize, rounds: u64, pace: u64, until: Option<&Path>) -> io::Result<String> {
+    const MIB_WORDS: usize = 1 << 20 >> 3;
+    let words = mib * MIB_WORDS;
+    let rest = Duration::from_secs(1) / u32::try_from(pace).unwrap_or(u32::MAX).max(1);
     let expected = |index: usize, round: u64| (index as u64 ^ round << 56).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut memory = vec![0u64; words];
     for round in 1..=rounds {
-        for (index, word) in memory.iter_mut().enumerate() {
-            *word = expected(index, round);
+        for (part, words) in memory.chunks_mut(MIB_WORDS).enumerate() {
+            for (index, word) in words.iter_mut().enumerate() {
+                *word = expected(part * MIB_WORDS + index, round);
+            }
+            thread::sleep(rest);
         }
         let wrong = memory.iter().enumerate().find(|(index, word)| **word != expected(*index, round));
         if let Some((index, word)) = wrong {
@@ -220,6 +263,9 @@ fn memory(mib: usize, rounds: u64) -> io::Result<String> {
             return Err(io::Error::other(format!("memory at {offset:#x}: {word:#x} instead of {right:#x}")));
         }
         println!("round {round} of {rounds}");
+        if until.is_some_and(Path::exists) {
+            break;
+        }
     }
     Ok(format!("memory {mib} MiB right"))
 }
@@ -285,6 +331,6 @@ mod tests {
 
     #[test]
     fn memory_is_verified() {
-        assert_eq!(memory(1, 2).unwrap(), "memory 1 MiB right");
+        assert_eq!(memory(1, 2, u64::MAX, None).unwrap(), "memory 1 MiB right");
     }
 }
