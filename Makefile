@@ -8,7 +8,7 @@ STERNA := $(RELEASE)/sterna
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench-boot install clean
+.PHONY: help build demo test check bench-boot bench-save bench-migrate bench-stream install clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -29,6 +29,15 @@ test: build testbed-files ## every test: unit, on /dev/kvm, and real Linux in th
 
 bench-boot: build testbed-files ## exec to first instruction and memory, QEMU's microvm beside it (N=blocks)
 	@cargo bench --quiet --package sterna --bench boot -- $(N)
+
+bench-save: build ## saving, restoring and quick moves, QEMU beside it (N=blocks)
+	@cargo bench --quiet --package sterna --bench save -- $(N)
+
+bench-migrate: build ## live moves between two processes, QEMU beside it (N=blocks)
+	@cargo bench --quiet --package sterna --bench migrate -- $(N)
+
+bench-stream: ## RAM over loopback as a move sends it, plain TCP beside it
+	@cargo bench --quiet --package sterna-migration --bench stream
 
 check: ## format, lints, unit tests and house rules: before every commit
 	@cargo fmt --all --check
