@@ -33,7 +33,12 @@ pub fn the_target_host_dies_while_copying() -> Result {
     let end = migrate.wait(LIMIT)?;
     let took = began.elapsed();
     println!("  the source knew after {:.1} s: {}", took.as_secs_f32(), end.stderr.trim().replace('\n', ";"));
-    ensure!(end.status == 1 && end.stderr.contains("The guest runs here."), "exit {}: {}", end.status, end.stderr);
+    ensure!(
+        end.status == 1 && end.stderr.contains("guest: The guest runs here"),
+        "exit {}: {}",
+        end.status,
+        end.stderr
+    );
     ensure!(took < MISSED, "the source needed {took:?}");
     world.travel()?.vm.check("true")?;
     world.host(Node::A)?.check("tc qdisc del dev eth1 root")?;

@@ -35,6 +35,7 @@ pub use steps::lock_all;
 use sterna_migration::PageSet;
 use sterna_migration::handover::{Answer, Move, Record, Source, SourceAction, SourceEvent, SourceState};
 use sterna_migration::handover::{Order, Phase as RecordPhase};
+use sterna_migration::policy::Outlook;
 use sterna_migration::stream::{Address, Sender};
 use sterna_migration::wire::Purpose;
 use sterna_migration::wire::message::Started;
@@ -96,6 +97,8 @@ struct Mover<'a> {
     asked: u32,
     /// The first thing that went wrong.
     error: Option<MoveError>,
+    /// What the last pass told.
+    outlook: Option<Outlook>,
     /// It went wrong before anything was moved.
     refused: bool,
 }
@@ -127,6 +130,7 @@ pub fn run(vm: &Arc<Vm>, movement: &Arc<Movement>, order: MigrateOrder) {
         ram_hash: None,
         asked: 0,
         error: None,
+        outlook: None,
         refused: false,
     };
     let mut source = Source::new(mover.this_move);
@@ -407,7 +411,12 @@ impl Mover<'_> {
                 }
             }
             _ => {
-                let error = self.error.take();
+                let error = match (self.error.take(), self.outlook) {
+                    (Some(MoveError::Off(Off::TimedOut)), Some(outlook)) => {
+                        Some(MoveError::Stalled(outlook.to_string()))
+                    }
+                    (error, _) => error,
+                };
                 let phase = match &error {
                     Some(MoveError::Off(Off::TimedOut) | MoveError::Stalled(_)) => Phase::TimedOut,
                     Some(MoveError::Off(Off::Cancelled)) => Phase::Cancelled,

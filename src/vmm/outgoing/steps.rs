@@ -250,6 +250,7 @@ impl Mover<'_> {
             timeout: Some(Duration::from_millis(self.order.timeout_ms)),
         };
         let (verdict, outlook) = policy.judge(&round, &limits);
+        self.outlook = Some(outlook);
         let stall = self.hooks.as_ref().map(|hooks| *lock(&hooks.stall));
         self.movement.update(|status| {
             status.precopy_stall = stall;
