@@ -73,7 +73,8 @@ fn command(kind: Kind, memory_mib: u64) -> Command {
                 "-M",
                 machine,
                 "-cpu",
-                "host",
+                // Set by `-cpu host` and refused by some hosts' KVM.
+                "host,arch-capabilities=off",
                 "-nodefaults",
                 "-no-user-config",
                 "-display",
