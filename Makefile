@@ -20,7 +20,7 @@ build: setup ## the release binary
 	@cargo build --release --package sterna
 	@echo "built $(STERNA)"
 
-demo: build testbed-files ## boot a stock Debian kernel, with disk and network, and see what it does
+demo: build testbed-files ## a stock Debian guest boots, and moves between two hosts: live, quick, live
 	@cargo run --release --quiet --package sterna-testbed --bin testbed -- demo
 
 test: build testbed-files ## every test: unit, on /dev/kvm, and real Linux in the testbed

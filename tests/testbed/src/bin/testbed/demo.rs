@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
     time::{Duration, Instant},
 };
-use sterna_testbed::{Error, HostOptions, Node, Options, Result, Site, Testbed, Vm, accel::Accel};
+use sterna_testbed::{Error, Files, HostOptions, Node, Options, Result, Site, Testbed, Vm, accel::Accel};
 
 /// How long one thing may take: the CPUs may be software.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -33,13 +33,13 @@ struct Move {
 /// said aloud; what fails each time, or elsewhere, has failed.
 pub fn demo() -> Result<ExitCode> {
     println!("Sterna: a running machine moves from one host to another, and back.");
+    let software = Accel::choose(&Files::new())? == Accel::Tcg;
     for attempt in 1.. {
-        let testbed = hosts()?;
-        match story(&testbed) {
+        match hosts().and_then(|testbed| story(&testbed)) {
             Ok(()) if attempt > 1 => {
                 println!("At start {attempt} of {ATTEMPTS}; what ended the one before stands above.")
             }
-            Err(error) if attempt < ATTEMPTS && testbed.accel() == Accel::Tcg => {
+            Err(error) if attempt < ATTEMPTS && software => {
                 println!("\nFAILED ({attempt} of {ATTEMPTS}) on QEMU's software CPU, starts again on fresh hosts:");
                 println!("{}", super::chain(&error));
                 continue;
