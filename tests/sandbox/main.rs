@@ -72,7 +72,7 @@ fn cases() -> Vec<Case> {
             a_log_refuses_nothing,
         },
         files::{
-            storage_is_read_and_written_but_not_made,
+            storage_is_for_files_and_for_nothing_else,
             records_are_made_renamed_and_removed,
             kernels_are_read_only,
             the_system_is_out_of_reach,
