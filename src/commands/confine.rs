@@ -7,7 +7,7 @@ use crate::config::{SerialConfig, VmConfig};
 use crate::error::Error;
 use crate::records::Records;
 use crate::registry::Registry;
-use crate::sandbox::{self, Mode, Plan};
+use crate::sandbox::{self, Mode, Plan, Storage};
 use std::path::{Path, PathBuf};
 
 /// Puts the process, which has no other threads yet and has opened all that `config` names, into the sandbox. `dir` has its
@@ -25,7 +25,7 @@ pub fn receiver(registry: &Registry, args: &ReceivedArgs) -> Result<(), Error> {
         writable_dirs: vec![registry.dir().to_owned(), records],
         // When the guest reboots.
         readable: vec![PathBuf::from("/boot")],
-        storage: (!args.storage.is_empty()).then(|| args.storage.clone()),
+        storage: if args.storage.is_empty() { Storage::FilesAndDevices } else { Storage::At(args.storage.clone()) },
     })
 }
 
@@ -58,7 +58,7 @@ fn plan(config: &VmConfig, dirs: [PathBuf; 2], mode: Mode) -> Plan {
         mode,
         writable_dirs: sockets.into_iter().flatten().map(|path| parent(path)).chain(dirs).collect(),
         readable: kernels.into_iter().flatten().map(|path| around(path)).collect(),
-        storage: None,
+        storage: Storage::Files,
     }
 }
 
@@ -98,6 +98,6 @@ mod tests {
         let known = plan(&config, ["/run/sterna", "/var/lib/sterna"].map(PathBuf::from), Mode::On);
         assert_eq!(known.writable_dirs, ["/srv", ".", "/run/sterna", "/var/lib/sterna"].map(PathBuf::from));
         assert_eq!(known.readable, [boot, "/initrd.img".into()]);
-        assert_eq!(known.storage, None);
+        assert_eq!(known.storage, Storage::Files);
     }
 }

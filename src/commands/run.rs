@@ -186,17 +186,16 @@ pub fn carry_out(
     let name = config.name.clone();
     let unwatched = |source| Error::Process { attempt: "watch for signals", source };
     let unstarted = |source| Error::Start { name: name.clone(), source };
-    let signals = signals.watch(&name, stop_timeout).map_err(unwatched)?;
     let events = Arc::new(EventBus::new(&name));
     let service = Service::default();
     let ready = {
-        let (service, events) = (Arc::clone(&service), Arc::clone(&events));
+        let (service, events, name) = (Arc::clone(&service), Arc::clone(&events), name.clone());
         let socket = claim.socket();
         Box::new(move |machine: Arc<dyn Machine>| {
-            signals.attach(Arc::clone(&machine));
             let subject = Subject { config, machine: Arc::clone(&machine), events };
             let server = Server::start(&socket, subject)
                 .map_err(|source| Error::File { attempt: "make the control socket", path: socket, source })
+                .and_then(|server| signals.watch(&machine, &name, stop_timeout).map_err(unwatched).map(|()| server))
                 .and_then(|server| on_running().map(|()| server));
             if server.is_err() {
                 machine.kill();

@@ -5,7 +5,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -24,52 +24,30 @@ impl Caught {
         Ok(Caught { reader })
     }
 
-    /// Looks, in a thread, on behalf of the VM `name`; says so when its guest has not reacted within `limit`.
-    pub fn watch(self, name: &str, limit: Duration) -> io::Result<StopSignals> {
-        StopSignals::start(self.reader, name, limit)
-    }
-}
-
-/// Watches for signals that ask a VM to stop, for the life of the process.
-pub struct StopSignals {
-    target: Arc<Mutex<Target>>,
-}
-
-#[derive(Default)]
-struct Target {
-    /// What is to be stopped, once it is there. It goes, with the files of its sockets, when it has ended: not with the process.
-    machine: Option<Weak<dyn Machine>>,
-    /// Signals so far.
-    count: u32,
-}
-
-impl StopSignals {
-    /// Takes each byte from `reader` for a signal.
-    fn start(reader: UnixStream, name: &str, limit: Duration) -> io::Result<StopSignals> {
-        let target = Arc::new(Mutex::new(Target::default()));
-        thread::Builder::new().name("signals".into()).spawn({
-            let (target, name) = (Arc::clone(&target), name.to_owned());
-            move || {
-                if let Err(error) = follow(reader, &target, &name, limit) {
-                    log::error!("signals are not watched any more: {error}");
-                }
-            }
-        })?;
-        Ok(StopSignals { target })
-    }
-
-    /// Says what to stop. A signal that came before ends it at once: its guest has done nothing yet.
-    pub fn attach(&self, machine: Arc<dyn Machine>) {
-        let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
-        if target.count > 0 {
+    /// Looks, in a thread, on behalf of `machine`, the VM `name`; says so when its guest has not reacted within `limit`. A
+    /// signal that came before ends it at once: its guest has done nothing yet.
+    pub fn watch(self, machine: &Arc<dyn Machine>, name: &str, limit: Duration) -> io::Result<()> {
+        let Self { mut reader } = self;
+        reader.set_nonblocking(true)?;
+        let asked = reader.read(&mut [0]).is_ok_and(|bytes| bytes > 0);
+        reader.set_nonblocking(false)?;
+        if asked {
             machine.kill();
         }
-        target.machine = Some(Arc::downgrade(&machine));
+        // It goes, with the files of its sockets, when it has ended: not with the process.
+        let (machine, name) = (Arc::downgrade(machine), name.to_owned());
+        let watch = move || {
+            if let Err(error) = follow(reader, &machine, &name, limit) {
+                log::error!("signals are not watched any more: {error}");
+            }
+        };
+        thread::Builder::new().name("signals".into()).spawn(watch).map(drop)
     }
 }
 
-/// Acts on signals until the process ends.
-fn follow(mut reader: UnixStream, target: &Mutex<Target>, name: &str, limit: Duration) -> io::Result<()> {
+/// Takes each byte from `reader` for a signal, and acts on it, until the process ends.
+fn follow(mut reader: UnixStream, machine: &Weak<dyn Machine>, name: &str, limit: Duration) -> io::Result<()> {
+    let mut first = true;
     loop {
         let mut byte = [0];
         match reader.read(&mut byte) {
@@ -87,13 +65,9 @@ fn follow(mut reader: UnixStream, target: &Mutex<Target>, name: &str, limit: Dur
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         }
-        let mut target = target.lock().unwrap_or_else(PoisonError::into_inner);
-        target.count += 1;
-        let Some(machine) = target.machine.as_ref().and_then(Weak::upgrade) else { continue };
-        let first = target.count == 1;
-        drop(target);
+        let Some(machine) = machine.upgrade() else { continue };
         reader.set_read_timeout(None)?;
-        if !first {
+        if !std::mem::take(&mut first) {
             log::warn!("ending the guest without asking it");
             machine.kill();
         } else if press(machine.as_ref(), name) {
@@ -139,16 +113,18 @@ mod tests {
         }
     }
 
-    fn signals() -> (UnixStream, StopSignals) {
-        let (reader, writer) = UnixStream::pair().unwrap();
-        (writer, StopSignals::start(reader, "web", Duration::from_millis(1)).unwrap())
+    fn watched(machine: &Arc<Fake>, before: &[u8]) -> UnixStream {
+        let (reader, mut writer) = UnixStream::pair().unwrap();
+        writer.write_all(before).unwrap();
+        let machine = Arc::clone(machine) as Arc<dyn Machine>;
+        Caught { reader }.watch(&machine, "web", Duration::from_millis(1)).unwrap();
+        writer
     }
 
     #[test]
     fn the_first_signal_presses_the_button_and_the_second_kills() {
         let machine = Arc::new(Fake::new(RunState::Running));
-        let (mut signal, signals) = signals();
-        signals.attach(machine.clone());
+        let mut signal = watched(&machine, b"");
         signal.write_all(b"x").unwrap();
         wait_for(&machine, &["power button"]);
         signal.write_all(b"x").unwrap();
@@ -158,8 +134,7 @@ mod tests {
     #[test]
     fn a_paused_guest_is_killed_by_the_second_signal_only() {
         let machine = Arc::new(Fake::new(RunState::Paused));
-        let (mut signal, signals) = signals();
-        signals.attach(machine.clone());
+        let mut signal = watched(&machine, b"");
         signal.write_all(b"x").unwrap();
         signal.write_all(b"x").unwrap();
         wait_for(&machine, &["kill"]);
@@ -168,14 +143,7 @@ mod tests {
     #[test]
     fn a_signal_before_the_guest_runs_ends_it_at_once() {
         let machine = Arc::new(Fake::new(RunState::Created));
-        let (mut signal, signals) = signals();
-        signal.write_all(b"x").unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while signals.target.lock().unwrap().count == 0 {
-            assert!(Instant::now() < deadline, "the signal was not noted");
-            thread::yield_now();
-        }
-        signals.attach(machine.clone());
+        let _signal = watched(&machine, b"x");
         wait_for(&machine, &["kill"]);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Everything is denied that is not granted below, and running a file is granted nowhere. It refuses to know system calls.
 
-use super::{Error, Plan, Report, disks};
+use super::{Error, Plan, Report, Storage, disks};
 use landlock::{
     ABI, Access, AccessFs, AddRuleError, AddRulesError, BitFlags, LandlockStatus, PathBeneath, RestrictSelfAttr,
     Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, Scope, make_bitflags,
@@ -112,13 +112,14 @@ impl Fence {
         for path in &plan.writable_dirs {
             self.allow(path, WRITABLE)?;
         }
-        match &plan.storage {
-            Some(paths) => paths.iter().try_for_each(|path| self.allow(path, STORAGE).map(drop)),
-            None => {
-                let places = data_dirs(Path::new("/"))?.into_iter().chain(disks::unused()?);
-                places.into_iter().try_for_each(|path| self.allow(&path, STORAGE).map(drop))
-            }
+        let mut places = match &plan.storage {
+            Storage::At(paths) => paths.clone(),
+            Storage::Files | Storage::FilesAndDevices => data_dirs(Path::new("/"))?,
+        };
+        if plan.storage == Storage::FilesAndDevices {
+            places.extend(disks::unused()?);
         }
+        places.iter().try_for_each(|path| self.allow(path, STORAGE).map(drop))
     }
 
     /// Grants `access` on `path` and what lies beneath, as far as it means something there; `None` if nothing is.

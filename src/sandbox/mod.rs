@@ -94,9 +94,21 @@ pub struct Plan {
     pub writable_dirs: Vec<PathBuf>,
     /// Files, and directories of files, that may be read: kernels.
     pub readable: Vec<PathBuf>,
-    /// Disks, and directories of disks, that may be read and written, neither made, cut short nor removed. `None`: all
-    /// that the host has outside the directories of the system itself, and block devices that it does not use.
-    pub storage: Option<Vec<PathBuf>>,
+    /// Where disks and saved machines are read and written.
+    pub storage: Storage,
+}
+
+/// Where disks and saved machines are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Storage {
+    /// Outside the directories of the system itself, in files: enough for whom has its disks open already.
+    #[default]
+    Files,
+    /// That, and the block devices that the host does not use. To look for them takes half a millisecond, and more where
+    /// there are many.
+    FilesAndDevices,
+    /// At these paths and beneath.
+    At(Vec<PathBuf>),
 }
 
 /// What came of it.

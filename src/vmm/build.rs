@@ -1,7 +1,6 @@
 //! One way to build a machine, for a boot as for whatever fills it otherwise: `build` gives one that has never run.
 //!
-//! [`NewMachine`] has KVM objects and devices; [`Booted`] also a kernel and first registers. Neither has a thread, and an
-//! error drops all of it.
+//! [`NewMachine`] has KVM objects and devices, [`Parked`] also threads, which stand still. An error drops all of it.
 
 use super::Error;
 use super::bus::{Bus, SharedDevice};
@@ -46,9 +45,6 @@ pub struct NewMachine {
     manual_protect: bool,
 }
 
-/// A machine that has never run and knows where to start, or to go on.
-pub struct Loaded(NewMachine);
-
 /// Builds the machine that `config` describes on what `host` holds. A device that faults is told to `events`.
 ///
 /// # Errors
@@ -90,23 +86,6 @@ pub fn build(config: &VmConfig, host: &Host, events: &Arc<EventBus>) -> Result<N
 }
 
 impl NewMachine {
-    /// Loads the kernel and sets the vCPUs' first state.
-    ///
-    /// # Errors
-    /// What is wrong with kernel, initrd or command line; what KVM refuses.
-    pub fn boot(self, config: &VmConfig, host: &Host) -> Result<Loaded, Error> {
-        let entry = load_kernel(config, &host.memory)?;
-        let generation = lock(&host.vmgenid).write(host.memory.ram());
-        generation.map_err(|source| Error::Host { what: "the generation id", source: io::Error::other(source) })?;
-        for (index, vcpu) in (0u32..).zip(&self.parts.vcpus) {
-            let cpuid = sterna_arch::vcpu_cpuid(&host.cpuid, index, config.cpus);
-            sterna_arch::setup_vcpu(&lock(vcpu), &cpuid, (index == 0).then_some(&entry))
-                .map_err(|source| Error::Vcpu { index, source })?;
-        }
-        host.memory.prefer_huge_pages().map_err(|source| Error::Memory { bytes: config.memory_bytes, source })?;
-        Ok(Loaded(self))
-    }
-
     /// Makes ready for a state from elsewhere: vCPUs with the CPUID that the guest knows, devices that stand still.
     ///
     /// # Errors
@@ -119,19 +98,60 @@ impl NewMachine {
         Ok(())
     }
 
-    /// Gives it threads, which stand at the gate until it has a state and is resumed.
+    /// Gives it its threads, one of them for its devices and `console`. They stand at the gate until it has a state and is
+    /// resumed: to start them takes as long as to load a kernel, and goes on meanwhile.
     ///
     /// # Errors
     /// When a thread cannot be made.
     pub fn park(self, console: Subscriber, outcomes: Sender<Outcome>) -> Result<Parked, Error> {
-        Loaded(self).start(console, outcomes).map(Parked)
+        let NewMachine { parts, ports, mmio, balloon, nets, manual_protect } = self;
+        let gate = Arc::new(Gate::new(Wanted::Pause));
+        let shared = Shared { ports: Arc::new(ports), mmio: Arc::new(mmio), gate: gate.clone(), outcomes };
+        // From here on dropping the machine ends the threads there are.
+        let machine = Machine {
+            gate,
+            vcpus: Mutex::default(),
+            parts,
+            balloon,
+            nets,
+            manual_protect,
+            event_loop: Mutex::default(),
+        };
+        for (index, vcpu) in (0u32..).zip(&machine.parts.vcpus) {
+            let thread = VcpuThread::spawn(index, Arc::clone(vcpu), shared.clone())
+                .map_err(|source| Error::Host { what: "a vCPU's thread", source })?;
+            lock(&machine.vcpus).push(thread);
+        }
+        let mut subscribers: Vec<Subscriber> = vec![console];
+        subscribers.extend(machine.parts.functions.iter().map(|function| function.clone() as Subscriber));
+        let event_loop =
+            EventLoop::start(subscribers).map_err(|source| Error::Host { what: "the device event loop", source })?;
+        *lock(&machine.event_loop) = Some(event_loop);
+        Ok(Parked(machine))
     }
 }
 
-/// A machine that has never run, with threads that wait for a state from elsewhere.
+/// A machine that has never run, with threads that wait for it to have a state: its first, or one from elsewhere.
 pub struct Parked(Machine);
 
 impl Parked {
+    /// Loads the kernel and sets the vCPUs' first state. The machine stands still until resumed.
+    ///
+    /// # Errors
+    /// What is wrong with kernel, initrd or command line; what KVM refuses.
+    pub fn boot(self, config: &VmConfig, host: &Host) -> Result<Machine, Error> {
+        let entry = load_kernel(config, &host.memory)?;
+        let generation = lock(&host.vmgenid).write(host.memory.ram());
+        generation.map_err(|source| Error::Host { what: "the generation id", source: io::Error::other(source) })?;
+        for (index, vcpu) in (0u32..).zip(&self.0.parts().vcpus) {
+            let cpuid = sterna_arch::vcpu_cpuid(&host.cpuid, index, config.cpus);
+            sterna_arch::setup_vcpu(&lock(vcpu), &cpuid, (index == 0).then_some(&entry))
+                .map_err(|source| Error::Vcpu { index, source })?;
+        }
+        host.memory.prefer_huge_pages().map_err(|source| Error::Memory { bytes: config.memory_bytes, source })?;
+        Ok(self.0)
+    }
+
     /// Gives the devices a rehearsal of their state, which the final one then differs from in little.
     ///
     /// # Errors
@@ -161,39 +181,6 @@ pub fn load_kernel(config: &VmConfig, memory: &Memory) -> Result<Entry, Error> {
     let mut initrd = config.initrd.as_deref().map(|path| open("initrd", path)).transpose()?;
     let source = BootSource { kernel: &mut kernel, initrd: initrd.as_mut(), cmdline: &config.cmdline };
     sterna_arch::load_kernel(ram, source, rsdp).map_err(|source| Error::Boot { path: config.kernel.clone(), source })
-}
-
-impl Loaded {
-    /// Gives the machine its threads, one of them for its devices and `console`. It stands still until resumed.
-    ///
-    /// # Errors
-    /// When a thread cannot be made.
-    pub fn start(self, console: Subscriber, outcomes: Sender<Outcome>) -> Result<Machine, Error> {
-        let NewMachine { parts, ports, mmio, balloon, nets, manual_protect } = self.0;
-        let gate = Arc::new(Gate::new(Wanted::Pause));
-        let shared = Shared { ports: Arc::new(ports), mmio: Arc::new(mmio), gate: gate.clone(), outcomes };
-        // From here on dropping the machine ends the threads there are.
-        let machine = Machine {
-            gate,
-            vcpus: Mutex::default(),
-            parts,
-            balloon,
-            nets,
-            manual_protect,
-            event_loop: Mutex::default(),
-        };
-        for (index, vcpu) in (0u32..).zip(&machine.parts.vcpus) {
-            let thread = VcpuThread::spawn(index, Arc::clone(vcpu), shared.clone())
-                .map_err(|source| Error::Host { what: "a vCPU's thread", source })?;
-            lock(&machine.vcpus).push(thread);
-        }
-        let mut subscribers: Vec<Subscriber> = vec![console];
-        subscribers.extend(machine.parts.functions.iter().map(|function| function.clone() as Subscriber));
-        let event_loop =
-            EventLoop::start(subscribers).map_err(|source| Error::Host { what: "the device event loop", source })?;
-        *lock(&machine.event_loop) = Some(event_loop);
-        Ok(machine)
-    }
 }
 
 fn fault_events(events: &Arc<EventBus>) -> OnFault {

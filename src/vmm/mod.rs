@@ -1,9 +1,9 @@
 //! The machine: KVM, memory, vCPUs, buses and devices put together, and the life of the whole.
 //!
 //! ```text
-//! Host::open ── build ──> NewMachine ─┬─ boot ──> Loaded ── start ───┬─> Machine ── drop ──> (gone)
-//!  disks, taps,   never run, any      │  kernel in RAM, registers    │   pause, resume
-//!  console, RAM   error drops it all  └─ park ──> Parked ─ restore ──┘   Stopped, Committed: for a move
+//! Host::open ── build ──> NewMachine ── park ──> Parked ─┬─ boot ────┬─> Machine ── drop ──> (gone)
+//!  disks, taps,   never run, any      threads that      │ a kernel  │   pause, resume
+//!  console, RAM   error drops it all  stand still       └─ restore ─┘   Stopped, Committed: for a move
 //!      └───────────────── the guest's reboot builds a new machine <──────────────┘
 //! ```
 //!
@@ -50,6 +50,7 @@ use host::Locks;
 use movement::Off;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use stop_key::StopKey;
 use vcpu::Outcome;
 use vm::{Identity, Vm};
@@ -113,11 +114,15 @@ pub fn run(start: Start, options: RunOptions) -> Result<Ended, Error> {
     live(&vm, &sender, &outcomes, &events)
 }
 
+/// How long a guest that has just begun to run is left alone.
+const SETTLE: Duration = Duration::from_millis(300);
+
 /// Finds out how the processors are saved, beside the running guest: a move would wait for it otherwise.
 fn know_processor(vm: &Arc<Vm>) {
     let host = Arc::clone(&vm.host);
     // What fails is tried again, and told, when it is wanted.
     let find = move || {
+        std::thread::sleep(SETTLE);
         host.end_trial();
         host.processor().map(drop).unwrap_or_else(|error| log::debug!("{}", chain(&error)));
     };
@@ -170,7 +175,7 @@ fn boot(config: VmConfig, host: Host, options: RunOptions, sender: &Sender<Outco
 /// Builds a machine and puts it at its kernel's entry.
 fn boot_machine(vm: &Arc<Vm>, sender: &Sender<Outcome>) -> Result<machine::Machine, Error> {
     let new = build::build(&vm.config, &vm.host, &vm.events)?;
-    new.boot(&vm.config, &vm.host)?.start(console(vm), sender.clone())
+    new.park(console(vm), sender.clone())?.boot(&vm.config, &vm.host)
 }
 
 /// The console of `vm` as the event loop sees it.

@@ -3,8 +3,9 @@
 use super::{Place, fenced, refused};
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
-use sterna::sandbox::{Plan, enter};
+use sterna::sandbox::{Plan, Storage, enter};
 
 fn read_write(path: &Path) -> std::io::Result<File> {
     File::options().read(true).write(true).open(path)
@@ -77,7 +78,7 @@ pub fn without_a_list_all_data_is_storage(place: &Place) {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let source = |line: &str| line.split(" - ").nth(1)?.split(' ').nth(1).map(str::to_owned);
     let mounted: Vec<_> = mounts.lines().filter_map(source).filter(|path| path.starts_with("/dev/")).collect();
-    let report = enter(&Plan { storage: None, ..place.plan() }).unwrap();
+    let report = enter(&Plan { storage: Storage::FilesAndDevices, ..place.plan() }).unwrap();
     read_write(&place.path("outside", "file")).unwrap().write_all(b"written").unwrap();
     File::create(place.path("outside", "new")).unwrap();
     for path in ["/etc/shadow", "/usr/bin", "/proc/kallsyms"] {
@@ -90,6 +91,17 @@ pub fn without_a_list_all_data_is_storage(place: &Place) {
     let device = Path::new("/dev/kmsg");
     if device.exists() {
         fenced(&report, File::options().write(true).open(device), device);
+    }
+}
+
+pub fn a_running_machine_reaches_files_and_no_device(place: &Place) {
+    let disks: Vec<_> =
+        fs::read_dir("/dev").unwrap().flatten().filter(|e| e.file_type().unwrap().is_block_device()).collect();
+    let report = enter(&Plan { storage: Storage::Files, ..place.plan() }).unwrap();
+    File::create(place.path("outside", "saved")).unwrap();
+    fenced(&report, File::open("/etc/shadow"), Path::new("/etc/shadow"));
+    for disk in disks {
+        fenced(&report, File::open(disk.path()), &disk.path());
     }
 }
 

@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
-use sterna::sandbox::{Mode, Plan, Report, enter};
+use sterna::sandbox::{Mode, Plan, Report, Storage, enter};
 
 /// Names the case that a child is.
 const CASE: &str = "STERNA_SANDBOX_TEST_CASE";
@@ -38,7 +38,7 @@ impl Place {
             mode: Mode::On,
             writable_dirs: vec![self.0.join("writable")],
             readable: vec![self.0.join("readable")],
-            storage: Some(vec![self.0.join("storage"), self.0.join("not-there")]),
+            storage: Storage::At(vec![self.0.join("storage"), self.0.join("not-there")]),
         }
     }
 
@@ -77,6 +77,7 @@ fn cases() -> Vec<Case> {
             kernels_are_read_only,
             the_system_is_out_of_reach,
             without_a_list_all_data_is_storage,
+            a_running_machine_reaches_files_and_no_device,
             proc_shows_this_process_and_no_other,
         },
         life::{

@@ -42,8 +42,7 @@ impl Word {
 
     /// The bits that `names` has, whatever else is in it.
     pub(super) fn mask(&self, names: &[&str]) -> u32 {
-        let listed = |name: &str| names.iter().any(|list| list.split_ascii_whitespace().any(|known| known == name));
-        self.names().filter(|(_, name)| listed(name)).fold(0, |mask, (bit, _)| mask | 1 << bit)
+        self.names().filter(|(_, name)| names.contains(name)).fold(0, |mask, (bit, _)| mask | 1 << bit)
     }
 
     /// The bits that repeat another register.

@@ -90,7 +90,13 @@ const V3_XCR0: u32 = 0b111;
 /// Takes out what would not move.
 pub(super) fn hide_immovable(leaves: &mut Vec<kvm_cpuid_entry2>) {
     leaves.retain(|leaf| !IMMOVABLE_LEAVES.contains(&leaf.function));
-    for_each_word(leaves, |word, register| *register &= !word.mask(&[IMMOVABLE]));
+    let immovable = names(&[IMMOVABLE]);
+    for_each_word(leaves, |word, register| *register &= !word.mask(&immovable));
+}
+
+/// The names in `lists`.
+fn names(lists: &[&'static str]) -> Vec<&'static str> {
+    lists.iter().flat_map(|list| list.split_ascii_whitespace()).collect()
 }
 
 /// `host`, as [`super::supported_cpuid`] returned it, reduced to `model`.
@@ -98,13 +104,13 @@ pub(super) fn hide_immovable(leaves: &mut Vec<kvm_cpuid_entry2>) {
 /// # Errors
 /// The features of the level that the host lacks, by name.
 pub fn model_cpuid(host: &CpuId, model: CpuModel) -> Result<CpuId, CpuidError> {
-    let required: &[&str] = match model {
+    let required = match model {
         CpuModel::Host => return Ok(host.clone()),
-        CpuModel::V2 => &[V1, V2],
-        CpuModel::V3 => &[V1, V2, V3],
+        CpuModel::V2 => names(&[V1, V2]),
+        CpuModel::V3 => names(&[V1, V2, V3]),
     };
     let mut leaves = host.as_slice().to_vec();
-    let lacking = |word: &Word| word.mask(required) & !word.value(&leaves);
+    let lacking = |word: &Word| word.mask(&required) & !word.value(&leaves);
     let missing: Vec<_> = WORDS.iter().flat_map(|word| word.describe(lacking(word))).collect();
     if !missing.is_empty() {
         return Err(CpuidError::Level { model, missing: missing.join(", ") });
@@ -115,7 +121,7 @@ pub fn model_cpuid(host: &CpuId, model: CpuModel) -> Result<CpuId, CpuidError> {
         function if function < 0x8000_0000 => LEVEL_LEAVES.contains(&function),
         function => function <= 0x8000_0008 || LEVEL_EXTENDED_LEAVES.contains(&function),
     });
-    let allowed = [required, &[MACHINE, CRYPTOGRAPHY, SAFETY]].concat();
+    let allowed = [required, names(&[MACHINE, CRYPTOGRAPHY, SAFETY])].concat();
     for_each_word(&mut leaves, |word, register| {
         if !KVM_LEAVES.contains(&word.function) {
             *register &= word.mask(&allowed) | word.repeated();

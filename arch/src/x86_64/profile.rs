@@ -23,7 +23,7 @@ const ARCH_CAPABILITIES: u32 = 0x10a;
 const TSC_TOLERANCE_PPM: u64 = 250;
 
 /// Bits that say how the machine is, not what the processor can do.
-const MACHINE_STATE: &str = "osxsave ospke ht cmp_legacy";
+const MACHINE_STATE: [&str; 4] = ["osxsave", "ospke", "ht", "cmp_legacy"];
 
 /// Components of the XSAVE area from bit 2 of XCR0 on.
 const COMPONENTS: [&str; 17] = [
@@ -183,7 +183,7 @@ pub fn incompatibilities(guest: &CpuProfile, host: &HostProfile) -> Vec<String> 
     }
     let (guest_leaves, host_leaves) = (guest.entries(), cpu.entries());
     let lacking = |word: &Word| {
-        let compared = !(word.mask(&[MACHINE_STATE]) | word.repeated());
+        let compared = !(word.mask(&MACHINE_STATE) | word.repeated());
         word.value(&guest_leaves) & !word.value(&host_leaves) & compared
     };
     let features = WORDS.iter().flat_map(|word| word.describe(lacking(word)));
