@@ -9,6 +9,7 @@
 
 pub mod address;
 mod batch;
+mod courtesy;
 pub mod hash;
 mod inbox;
 pub mod receiver;
