@@ -40,6 +40,16 @@ pub fn present(ram: &Ram) -> io::Result<PageSet> {
     }
 }
 
+/// Whether this kernel has PAGEMAP_SCAN, so that [`present`] takes microseconds where nothing is.
+pub fn can_scan() -> bool {
+    // A scan of nothing.
+    let mut scan = Scan { size: size_of::<Scan>() as u64, category_anyof_mask: PAGE_IS_PRESENT, ..Scan::default() };
+    File::open("/proc/self/pagemap").is_ok_and(|pagemap| {
+        // SAFETY: as in `by_scan`; with no range it writes to `scan` alone.
+        unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut scan) >= 0 }
+    })
+}
+
 /// Calls `look` for each region's run, with the address of its first page.
 fn each_region(
     ram: &Ram,
@@ -165,6 +175,12 @@ mod tests {
     fn touched_pages_exist_and_no_others() {
         let (ram, runs) = touched();
         assert_found(&present(&ram).unwrap(), &runs);
+    }
+
+    #[test]
+    fn a_kernel_that_can_scan_is_known() {
+        let (ram, _) = touched();
+        assert_eq!(can_scan(), by_scan(&ram).is_ok());
     }
 
     #[test]

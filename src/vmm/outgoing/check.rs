@@ -9,6 +9,7 @@ use super::super::vm::{Vm, random_id};
 use super::peer::Peer;
 use super::steps::{CONNECT_PATIENCE, FIXED_GUESS, READY_PATIENCE, machine_message, probe, transfer_time};
 use super::{check_caches, describe, unix_ns};
+use crate::control::machine::MachineError;
 use crate::control::movement::{CheckReport, Foretold, MigrateOrder};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -71,13 +72,11 @@ fn ask(vm: &Vm, order: &MigrateOrder, report: &mut CheckReport) -> Result<(), Mo
 
 /// Bytes that exist, and bytes a second that are dirtied.
 fn watch(vm: &Vm) -> Result<(u64, u64), MoveError> {
-    let existing = vm.host.memory.existing().map_err(MoveError::host("ask which memory exists"))?;
-    let present = existing.count() * PAGE_BYTES;
-    let Some(machine) = vm.machine() else { return Ok((present, 0)) };
+    let Some(machine) = vm.machine() else { return Err(MoveError::Stop(MachineError::Ended)) };
     let (vm_fd, manual_protect) = (Arc::clone(&machine.parts().vm), machine.manual_protect);
     drop(machine);
-    let all = PageSet::all(existing.ram_pages());
-    let log = DirtyLog::start(vm_fd, &vm.host.memory, manual_protect, &all)
+    let (log, existing) = DirtyLog::start(vm_fd, &vm.host.memory, manual_protect)
+        .and_then(|(log, existing)| log.forget(&existing).map(|()| (log, existing)))
         .map_err(MoveError::host("switch the dirty log on"))?;
     let began = Instant::now();
     // A move that begins meanwhile needs the log.
@@ -87,7 +86,7 @@ fn watch(vm: &Vm) -> Result<(u64, u64), MoveError> {
     let mut dirty = PageSet::none(existing.ram_pages());
     log.read(&mut dirty).map_err(MoveError::host("read the dirty log"))?;
     let rate = (dirty.count() * PAGE_BYTES) as f64 / began.elapsed().as_secs_f64();
-    Ok((present, rate as u64))
+    Ok((existing.count() * PAGE_BYTES, rate as u64))
 }
 
 fn foretell(report: &mut CheckReport, order: &MigrateOrder) {

@@ -81,6 +81,8 @@ struct Mover<'a> {
     sender: Option<Sender>,
     hooks: Option<Arc<Sending>>,
     log: Option<Arc<DirtyLog>>,
+    /// What the stop will take beside memory.
+    fixed: Duration,
     /// Passes so far.
     passes: u32,
     /// Pages that were read from the log and have not been sent: the log tells each only once.
@@ -121,6 +123,7 @@ pub fn run(vm: &Arc<Vm>, movement: &Arc<Movement>, order: MigrateOrder) {
         sender: None,
         hooks: None,
         log: None,
+        fixed: steps::FIXED_GUESS,
         passes: 0,
         left: PageSet::none(vm.host.memory.pages().pages()),
         stopped: None,

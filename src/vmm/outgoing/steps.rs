@@ -34,7 +34,7 @@ const MAX_WARNINGS: usize = 16;
 /// How long somebody else may hold the dirty log, and how often it is asked for.
 const LOG_PATIENCE: Duration = Duration::from_secs(3);
 const LOG_RETRY: Duration = Duration::from_millis(20);
-/// First guess of what a stop costs beside memory.
+/// What a stop costs beside memory, where it was not rehearsed.
 pub(super) const FIXED_GUESS: Duration = Duration::from_millis(5);
 /// Longest standstill that is wanted where nothing is said.
 const DEFAULT_DOWNTIME: Duration = Duration::from_millis(50);
@@ -130,21 +130,28 @@ impl Mover<'_> {
         self.heard(said).ok_or(MoveError::Unexpected { peer: "the target", wanted: "that it is ready" })
     }
 
-    /// Sends the devices' state as it is now: what the target cannot take is refused while the guest runs, and what it
-    /// can is done before the guest stops.
-    fn rehearse(&self) -> Result<(), MoveError> {
+    /// Flushes the disks and sends the devices' state as it is now: what the target cannot take is refused while the guest
+    /// runs, what it can is done before the guest stops, and it is known how long that takes.
+    fn rehearse(&mut self) -> Result<(), MoveError> {
         let (Some(machine), Some(peer)) = (self.vm.machine(), &self.peer) else { return Ok(()) };
+        // What has gathered by now is not for the guest to wait for.
+        flush_disks(self.vm)?;
+        let began = Instant::now();
+        flush_disks(self.vm)?;
         peer.send_state(&machine.parts().save_functions()?, false)?;
-        match peer.receive("the rehearsal of the state", READY_PATIENCE, || self.off())? {
-            ToSource::Rehearsed { .. } => Ok(()),
-            _ => Err(MoveError::Unexpected { peer: "the target", wanted: "that it has rehearsed" }),
-        }
+        let ToSource::Rehearsed { .. } = peer.receive("the rehearsal of the state", READY_PATIENCE, || self.off())?
+        else {
+            return Err(MoveError::Unexpected { peer: "the target", wanted: "that it has rehearsed" });
+        };
+        // The real thing has vCPUs too, and goes to and fro once more, with Go.
+        self.fixed = began.elapsed() * 2;
+        Ok(())
     }
 
     /// Tells what the standstill will be, by what is there to be carried and what the way carries.
     fn foretell(&self, bandwidth: u64) -> Result<(), MoveError> {
         let bytes = self.existing()?.count() * sterna_migration::PAGE_BYTES;
-        let whole = FIXED_GUESS + transfer_time(bytes, bandwidth);
+        let whole = self.fixed + transfer_time(bytes, bandwidth);
         self.movement.update(|status| {
             status.ram.present = bytes;
             status.ram.bandwidth = bandwidth;
@@ -165,10 +172,9 @@ impl Mover<'_> {
         if self.order.quick {
             return Ok(SourceEvent::Converged);
         }
-        let log = self.start_log()?;
+        let (log, existing) = self.start_log()?;
         self.log = Some(Arc::new(log));
-        // Asked again with the log on: what has come to exist since is in it no more, see `DirtyLog::start`.
-        let mut pages = Arc::new(self.existing()?);
+        let mut pages = Arc::new(existing);
         if let Some(hooks) = &self.hooks {
             *lock(&hooks.log) = self.log.clone();
         }
@@ -177,6 +183,10 @@ impl Mover<'_> {
             let began = Instant::now();
             let figures = self.send_pass(&pages, false)?;
             self.landed()?;
+            if self.fixed > self.max_downtime() / 2 {
+                // Something may have been in its way.
+                self.rehearse()?;
+            }
             let mut dirty = PageSet::none(pages.ram_pages());
             self.read_log(&mut dirty)?;
             if self.judge(&mut policy, &figures, began.elapsed(), &dirty)? {
@@ -187,17 +197,14 @@ impl Mover<'_> {
         }
     }
 
-    /// Switches the dirty log on. A check that is just watching it lets go within moments.
-    fn start_log(&self) -> Result<DirtyLog, MoveError> {
+    /// Switches the dirty log on, and says which pages exist. A check that is just watching it lets go within moments.
+    fn start_log(&self) -> Result<(DirtyLog, PageSet), MoveError> {
         let Some(machine) = self.vm.machine() else { return Err(MoveError::Stop(MachineError::Ended)) };
         let (vm_fd, manual_protect) = (Arc::clone(&machine.parts().vm), machine.manual_protect);
         drop(machine);
-        let existing = self.existing()?;
-        let mut absent = PageSet::all(existing.ram_pages());
-        absent.remove_all(&existing);
         let deadline = Instant::now() + LOG_PATIENCE;
         loop {
-            let started = DirtyLog::start(Arc::clone(&vm_fd), &self.vm.host.memory, manual_protect, &absent);
+            let started = DirtyLog::start(Arc::clone(&vm_fd), &self.vm.host.memory, manual_protect);
             match started {
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
                     std::thread::sleep(LOG_RETRY);
@@ -242,15 +249,16 @@ impl Mover<'_> {
             sent_bytes: figures.bytes,
             elapsed: took,
             remaining_bytes: dirty.count() * sterna_migration::PAGE_BYTES,
-            fixed: FIXED_GUESS,
+            fixed: self.fixed,
             since_start: self.movement.began().elapsed(),
         };
-        let limits = Limits {
-            max_downtime: self.movement.limits().max_downtime_us.map_or(DEFAULT_DOWNTIME, Duration::from_micros),
-            timeout: Some(Duration::from_millis(self.order.timeout_ms)),
-        };
+        let limits =
+            Limits { max_downtime: self.max_downtime(), timeout: Some(Duration::from_millis(self.order.timeout_ms)) };
         let (verdict, outlook) = policy.judge(&round, &limits);
         self.outlook = Some(outlook);
+        if let (Verdict::Stalled { .. }, Some(sender)) = (verdict, &self.sender) {
+            sender.insist();
+        }
         let stall = self.hooks.as_ref().map(|hooks| *lock(&hooks.stall));
         self.movement.update(|status| {
             status.precopy_stall = stall;
@@ -268,6 +276,11 @@ impl Mover<'_> {
             (Verdict::TimedOut, OnTimeout::Cancel) => Err(MoveError::Stalled(outlook.to_string())),
             (Verdict::Another | Verdict::Stalled { .. }, _) => Ok(false),
         }
+    }
+
+    /// How long the guest may stand still.
+    fn max_downtime(&self) -> Duration {
+        self.movement.limits().max_downtime_us.map_or(DEFAULT_DOWNTIME, Duration::from_micros)
     }
 
     fn read_log(&self, into: &mut PageSet) -> Result<(), MoveError> {
