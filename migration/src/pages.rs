@@ -138,6 +138,20 @@ impl PageSet {
         &self.words[start..end]
     }
 
+    /// Every run, made whole to blocks of `block` pages: those that touch are one.
+    pub fn blocks(&self, block: u64) -> Vec<Run> {
+        let mut blocks: Vec<Run> = Vec::new();
+        for run in self.runs() {
+            let first = run.first / block * block;
+            let end = run.end().next_multiple_of(block).min(self.pages);
+            match blocks.last_mut() {
+                Some(last) if last.end() >= first => last.pages = end - last.first,
+                _ => blocks.push(Run { first, pages: end - first }),
+            }
+        }
+        blocks
+    }
+
     /// The runs of pages in the set, in order, each as long as it can be.
     pub fn runs(&self) -> impl Iterator<Item = Run> + '_ {
         self.runs_in(Run { first: 0, pages: self.pages })
@@ -185,6 +199,17 @@ mod tests {
 
     fn runs(set: &PageSet) -> Vec<(u64, u64)> {
         set.runs().map(|run| (run.first, run.pages)).collect()
+    }
+
+    #[test]
+    fn blocks_are_whole_and_end_with_ram() {
+        let mut set = PageSet::none(1000);
+        for (first, pages) in [(3, 1), (130, 60), (192, 1), (999, 1)] {
+            set.insert(Run { first, pages });
+        }
+        let blocks = [(0, 64), (128, 128), (960, 40)].map(|(first, pages)| Run { first, pages });
+        assert_eq!(set.blocks(64), blocks);
+        assert!(PageSet::none(1000).blocks(64).is_empty());
     }
 
     #[test]

@@ -7,6 +7,8 @@
 //! preambles (Join) on further connections
 //! ── state frame (rehearsal) ─────────────>  restores it: what cannot be taken is refused before the guest stops
 //!                 <──────────── Rehearsed ─
+//! ── Make ────────────────────────────────>  quick: makes the pages that are to come
+//!                 <───────────────── Made ─
 //! ── ram frames, pass end ── ... ─────────>  straight into the mapping, on every connection
 //! (the guest stops)
 //! ── last ram frames, state frame (final)─>
@@ -28,6 +30,8 @@ use std::io::{Read, Write};
 pub const FINAL_STATE: u8 = 1;
 /// Most connections of one move.
 pub const MAX_CONNECTIONS: u16 = 64;
+/// Most runs of pages that one message asks to be made.
+pub const MAX_MAKE_RUNS: usize = 1024;
 /// Most bytes of one probe.
 pub const MAX_PROBE_BYTES: u64 = 256 << 20;
 
@@ -55,6 +59,9 @@ pub enum ToTarget {
     },
     /// The figures of a move that is done; a report that this crate does not look into.
     Report(Vec<u8>),
+    /// Pages that will come while the guest stands still, by first page and count, at most [`MAX_MAKE_RUNS`]: the target
+    /// makes them now, as zeros. Answered with `Made`.
+    Make(Vec<(u64, u64)>),
 }
 
 /// What the target needs to build a machine.
@@ -100,6 +107,8 @@ pub enum ToSource {
     Checked(Vec<u8>),
     /// The bytes of a probe were read.
     Probed,
+    /// The pages are made.
+    Made,
 }
 
 impl ToSource {
@@ -114,7 +123,7 @@ impl ToSource {
             Self::Pending => Answer::Pending,
             Self::Ended => Answer::Ended,
             Self::Unknown => Answer::Unknown,
-            Self::Rehearsed { .. } | Self::Checked(_) | Self::Probed => return None,
+            Self::Rehearsed { .. } | Self::Checked(_) | Self::Probed | Self::Made => return None,
         })
     }
 }
@@ -222,6 +231,7 @@ mod tests {
         };
         assert_eq!(round_trip(&ToTarget::Machine(machine)), b"\x00\x02{}\x01\x00\x80\x20\x01\x02\x00");
         assert_eq!(round_trip(&ToTarget::Order(Order::Ask)), b"\x01\x01");
+        assert_eq!(round_trip(&ToTarget::Make(vec![(512, 128)])), b"\x04\x01\x80\x04\x80\x01");
     }
 
     #[test]

@@ -29,10 +29,10 @@ use sterna_migration::handover::{
 use sterna_migration::stream::{Event, Receiver, Socket, hash};
 use sterna_migration::wire::frame::{Frame, FrameKind};
 use sterna_migration::wire::message::{
-    FINAL_STATE, Loaded, Machine as MachineMessage, Ready, Started, decode, read_frame, send,
+    FINAL_STATE, Loaded, MAX_MAKE_RUNS, Machine as MachineMessage, Ready, Started, decode, read_frame, send,
 };
 use sterna_migration::wire::{ToSource, ToTarget};
-use sterna_migration::{SectionError, Sections};
+use sterna_migration::{Run, SectionError, Sections};
 use wait::JOIN_PATIENCE;
 
 /// Threads that hash memory.
@@ -310,8 +310,17 @@ impl<'a> Taker<'a> {
         match decode(frame).map_err(wire)? {
             ToTarget::Probe { bytes } => take_probe(&self.main, bytes).map(|()| None),
             ToTarget::Order(order) => Ok(Some(TargetEvent::Order(self.this_move, order))),
+            ToTarget::Make(runs) if runs.len() <= MAX_MAKE_RUNS => self.make(&runs).map(|()| None),
             _ => Err(MoveError::Unexpected { peer: SOURCE, wanted: "memory, state or an order" }),
         }
+    }
+
+    /// Makes pages that will come while the guest stands still.
+    fn make(&self, runs: &[(u64, u64)]) -> Result<(), MoveError> {
+        let ram = self.vm.host.memory.pages();
+        let made = runs.iter().try_for_each(|(first, pages)| ram.make(Run { first: *first, pages: *pages }));
+        made.map_err(MoveError::host("make its memory"))?;
+        send(&mut &self.main, &ToSource::Made).map_err(wire)
     }
 
     fn rehearse(&mut self, frame: &Frame) -> Result<(), MoveError> {

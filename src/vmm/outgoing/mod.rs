@@ -15,6 +15,7 @@ mod check;
 mod peer;
 mod steps;
 mod subject;
+mod way;
 
 pub use check::check;
 pub use peer::printable;

@@ -8,6 +8,7 @@ use super::super::movement::{Movement, micros};
 use super::super::vm::Vm;
 use super::peer::Peer;
 use super::peer::printable;
+use super::way::{probe, transfer_time};
 use super::{Mover, RUNNING_PATIENCE, check_caches, flush_disks, millis_up};
 use crate::control::machine::MachineError;
 use crate::control::movement::{MigrateOrder, OnTimeout, Phase, Stall};
@@ -38,12 +39,13 @@ const LOG_RETRY: Duration = Duration::from_millis(20);
 pub(super) const FIXED_GUESS: Duration = Duration::from_millis(5);
 /// Longest standstill that is wanted where nothing is said.
 const DEFAULT_DOWNTIME: Duration = Duration::from_millis(50);
-/// Bytes of the first probe of the way, and of the second where that was quick.
-const PROBES: [u64; 2] = [1 << 20, 32 << 20];
+/// Pages of a huge page: less is not made at the target anyway.
+const HUGE_PAGE: u64 = 512;
+/// Pages in a run that the target is to make, and runs in a message: 4 GiB, moments, and room for a cancel.
+const MAKE_PAGES: u64 = 16 << 10;
+const MAKE_RUNS: usize = 64;
 /// Threads that hash memory.
 const HASHERS: usize = 4;
-/// A probe that took longer says enough.
-const QUICK_PROBE: Duration = Duration::from_millis(20);
 
 /// What the sender asks and tells while it sends.
 pub(super) struct Sending {
@@ -114,6 +116,7 @@ impl Mover<'_> {
         self.movement.update(|status| status.warnings = warnings);
         let bandwidth = if self.order.quick { probe(peer, || self.movement.off().map(MoveError::Off))? } else { 0 };
         self.rehearse()?;
+        self.make_there()?;
         let timeout = Duration::from_millis(self.order.timeout_ms);
         let deadline = self.movement.began().checked_add(timeout);
         let on_timeout = self.order.on_timeout;
@@ -145,6 +148,23 @@ impl Mover<'_> {
         };
         // The real thing has vCPUs too, and goes to and fro once more, with Go.
         self.fixed = began.elapsed() * 2;
+        Ok(())
+    }
+
+    /// Quick: has the target make the pages that will come, which takes it as long as to receive them, while the guest runs.
+    fn make_there(&self) -> Result<(), MoveError> {
+        let (Some(peer), true) = (&self.peer, self.order.quick) else { return Ok(()) };
+        let mut parts = Vec::new();
+        for run in self.existing()?.blocks(HUGE_PAGE) {
+            let firsts = (run.first..run.end()).step_by(MAKE_PAGES as usize);
+            parts.extend(firsts.map(|first| (first, MAKE_PAGES.min(run.end() - first))));
+        }
+        for part in parts.chunks(MAKE_RUNS) {
+            peer.send(&ToTarget::Make(part.to_vec()))?;
+            let ToSource::Made = peer.receive("word that memory is there", READY_PATIENCE, || self.off())? else {
+                return Err(MoveError::Unexpected { peer: "the target", wanted: "word that memory is there" });
+            };
+        }
         Ok(())
     }
 
@@ -446,33 +466,4 @@ pub fn lock_all(images: &[sterna_devices::virtio::blk::Image]) -> Result<(), ste
     }
     images.iter().for_each(sterna_devices::virtio::blk::Image::drop_cache);
     Ok(())
-}
-
-/// What the way carries, bytes a second, by sending nothing over it.
-pub(super) fn probe(peer: &Peer, off: impl Fn() -> Option<MoveError>) -> Result<u64, MoveError> {
-    use std::io::Write;
-    let nothing = vec![0; 1 << 20];
-    let mut bandwidth = 0;
-    for bytes in PROBES {
-        let began = Instant::now();
-        peer.send(&ToTarget::Probe { bytes })?;
-        for _ in 0..bytes >> 20 {
-            let mut out = peer.socket();
-            out.write_all(&nothing).map_err(MoveError::host("send a probe"))?;
-        }
-        let ToSource::Probed = peer.receive("the end of a probe", READY_PATIENCE, &off)? else {
-            return Err(MoveError::Unexpected { peer: "the target", wanted: "the end of a probe" });
-        };
-        let took = began.elapsed();
-        bandwidth = (bytes as f64 / took.as_secs_f64()) as u64;
-        if took > QUICK_PROBE {
-            break;
-        }
-    }
-    Ok(bandwidth)
-}
-
-/// How long `bytes` take at so many bytes a second.
-pub(super) fn transfer_time(bytes: u64, bandwidth: u64) -> Duration {
-    Duration::from_secs_f64(bytes as f64 / bandwidth.max(1) as f64)
 }
