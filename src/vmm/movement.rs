@@ -178,6 +178,9 @@ impl Movement {
         let mut state = lock(&self.state);
         self.refresh(&mut state);
         change(&mut state.status);
+        if state.status.phase == Phase::Done {
+            (state.status.percent, state.status.ram.remaining) = (100, 0);
+        }
         state.over = true;
         drop(state);
         *lock(&self.waker) = None;
@@ -338,4 +341,21 @@ pub fn millis(duration: Duration) -> u64 {
 /// Microseconds, as far as they go.
 pub fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::movement::Kind;
+
+    #[test]
+    fn a_move_that_is_done_has_nothing_left_and_says_100_percent() {
+        let status = MoveStatus::begin(uuid::Uuid::from_u128(1), 1, Kind::Save, "file".into(), 8 << 20);
+        let movement = Movement::begin(status, Limits::default(), Arc::new(EventBus::new("web")));
+        movement.begin_pass(3 * PAGE_BYTES);
+        movement.sent(1, 17);
+        movement.end(|status| status.phase = Phase::Done);
+        let status = movement.status();
+        assert_eq!((status.percent, status.ram.remaining), (100, 0));
+    }
 }
