@@ -110,8 +110,6 @@ const FAMILIES: [i32; 3] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6];
 /// Socket types: neither raw nor packet. The flags stand above [`TYPE_MASK`].
 const TYPES: [i32; 2] = [libc::SOCK_STREAM, libc::SOCK_DGRAM];
 const TYPE_MASK: u64 = 0xf;
-/// Of setpriority(2): with 0 the calling thread.
-const PRIO_PROCESS: u64 = 0;
 /// PR_SET_VMA and PR_GET_AUXV of <linux/prctl.h>: name anonymous memory, read what the kernel has told at the start.
 const PR_SET_VMA: u64 = 0x5356_4d41;
 const PR_GET_AUXV: u64 = 0x4155_5856;
@@ -184,8 +182,6 @@ fn rules(pid: u64) -> Result<Rules, BackendError> {
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![all([wide(2, Is::MaskedEq(libc::PROT_EXEC as u64), 0)?])?]);
     }
-    rules.insert(libc::SYS_setpriority, vec![all([low(0, Is::Eq, PRIO_PROCESS)?, low(1, Is::Eq, 0)?])?]);
-    rules.insert(libc::SYS_getpriority, vec![all([low(0, Is::Eq, PRIO_PROCESS)?, low(1, Is::Eq, 0)?])?]);
     rules.insert(libc::SYS_tgkill, vec![all([low(0, Is::Eq, pid)?])?]);
     rules.insert(libc::SYS_prlimit64, vec![all([low(0, Is::Eq, 0)?])?, all([low(0, Is::Eq, pid)?])?]);
     let names = [libc::PR_SET_NAME as u64, libc::PR_GET_NAME as u64, PR_SET_VMA, PR_GET_AUXV];

@@ -9,7 +9,6 @@
 
 pub mod address;
 mod batch;
-mod courtesy;
 pub mod hash;
 mod inbox;
 pub mod receiver;

@@ -4,7 +4,6 @@
 //! 0; each further one has a thread for the whole move. Refuses to know why a page is in a pass.
 
 use super::batch::Batch;
-use super::courtesy::Courtesy;
 use super::socket::Socket;
 use super::throttle::Throttle;
 use super::{FIRST_PASS, REASON, StreamError, connections, peer_text, spawn};
@@ -15,7 +14,7 @@ use crate::wire::{WireError, message};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Pages of a chunk: 8 MiB, what a frame carries. A multiple of 64, as KVM_CLEAR_DIRTY_LOG wants it.
@@ -45,7 +44,7 @@ pub trait Hooks: Send + Sync {
 /// How fast a pass goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
-    /// No faster than the throttle says, and behind the guest, which runs.
+    /// No faster than the throttle says.
     Limited,
     /// As fast as it goes: the guest waits.
     Full,
@@ -82,7 +81,6 @@ struct Shared {
     chunks: Vec<Run>,
     hooks: Arc<dyn Hooks>,
     throttle: Arc<Throttle>,
-    courtesy: Courtesy,
     /// No more frames; why is in the state.
     stop: AtomicBool,
     state: Mutex<State>,
@@ -139,7 +137,6 @@ impl Sender {
             chunks,
             hooks,
             throttle,
-            courtesy: Courtesy::new(),
             stop: AtomicBool::new(false),
             state: Mutex::default(),
             begun: Condvar::new(),
@@ -147,8 +144,6 @@ impl Sender {
             closed: Condvar::new(),
         });
         let batch = Batch::default();
-        // Here, since the first pass may begin at once; on a thread of its own, which may be left behind.
-        thread::scope(|scope| scope.spawn(|| shared.courtesy.find_out()).join()).unwrap_or(());
         let mut sender = Self { shared, threads: Vec::new(), batch, pass: FIRST_PASS, control_stays: false };
         let shared = Arc::clone(&sender.shared);
         sender.threads.push(spawn("move-watch", move || shared.watch())?);
@@ -197,11 +192,6 @@ impl Sender {
             bytes: job.sent_bytes.load(Ordering::Relaxed),
             elapsed: start.elapsed(),
         })
-    }
-
-    /// From the next pass on no thread stands back behind the guest: it would get nowhere.
-    pub fn insist(&self) {
-        self.shared.courtesy.insist();
     }
 
     /// Ends all connections but the first, which goes back to the caller.
@@ -316,7 +306,6 @@ impl Shared {
 
     /// One connection's part of a pass.
     fn work(&self, number: usize, job: &Job, batch: &mut Batch) -> Result<(), StreamError> {
-        let _behind = (job.pace == Pace::Limited).then(|| self.courtesy.stand_back());
         batch.clear();
         while let Some(chunk) = self.chunks.get(job.next.fetch_add(1, Ordering::Relaxed)) {
             let words = job.pages.words(chunk.first, chunk.pages);

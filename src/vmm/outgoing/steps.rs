@@ -276,9 +276,6 @@ impl Mover<'_> {
             Limits { max_downtime: self.max_downtime(), timeout: Some(Duration::from_millis(self.order.timeout_ms)) };
         let (verdict, outlook) = policy.judge(&round, &limits);
         self.outlook = Some(outlook);
-        if let (Verdict::Stalled { .. }, Some(sender)) = (verdict, &self.sender) {
-            sender.insist();
-        }
         let stall = self.hooks.as_ref().map(|hooks| *lock(&hooks.stall));
         self.movement.update(|status| {
             status.precopy_stall = stall;
