@@ -68,7 +68,7 @@ pub enum Error {
 
 /// The input side of a console. See the module.
 pub struct Console {
-    /// Restored when the console is dropped.
+    /// Restored when the console is closed.
     terminal: Option<RawTerminal>,
     /// Only a terminal has keys for us.
     escape: Option<Escape>,
@@ -171,6 +171,12 @@ impl Console {
     /// as for SIGTERM.
     pub fn take_stop_request(&mut self) -> bool {
         std::mem::take(&mut self.stop_requested)
+    }
+
+    /// Ends it: what the guest said goes out, the terminal is as it was before, the socket is gone.
+    pub fn close(&mut self) {
+        self.output.lock().drain(DRAIN_LIMIT);
+        (self.terminal, self.input, self.listener) = (None, None, None);
     }
 
     /// Bytes of output that were lost so far because nobody took them in time.
@@ -355,7 +361,7 @@ impl MutEventSubscriber for Console {
 
 impl Drop for Console {
     fn drop(&mut self) {
-        self.output.lock().drain(DRAIN_LIMIT);
+        self.close();
     }
 }
 

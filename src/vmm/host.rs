@@ -22,11 +22,11 @@ use vm_memory::GuestAddress;
 /// See the module.
 pub struct Host {
     /// The hypervisor.
-    pub kvm: Kvm,
+    pub kvm: Arc<Kvm>,
     /// What the guest's vCPUs can do.
     pub cpuid: CpuId,
     /// The processors as they are saved; asked when a machine is to be.
-    processor: OnceLock<Processor>,
+    processor: Arc<OnceLock<Processor>>,
     /// What it was found with that a guest from elsewhere can run here; kept until nobody waits for its end.
     trial: Mutex<Option<TrialVm>>,
     /// Guest RAM.
@@ -51,6 +51,21 @@ pub struct Processor {
     pub msrs: MsrPlan,
     /// What they are, for another host.
     pub profile: CpuProfile,
+}
+
+impl Processor {
+    /// Makes a VM with one vCPU that can do `cpuid`, to find out.
+    fn find(kvm: &Kvm, cpuid: &CpuId) -> Result<Self, PartError> {
+        let failed = |source| PartError::Processor { part: "vcpu0".into(), done: "asked what it is", source };
+        let set = |source| failed(StateError::Set { what: "a VM to try", source });
+        let vm = kvm.create_vm().map_err(set)?;
+        state::prepare_vm(&vm).map_err(set)?;
+        vm.create_irq_chip().map_err(set)?;
+        let vcpu = vm.create_vcpu(0).map_err(set)?;
+        vcpu.set_cpuid2(&sterna_arch::vcpu_cpuid(cpuid, 0, 1)).map_err(set)?;
+        let profile = CpuProfile::of(kvm, &vcpu, cpuid).map_err(failed)?;
+        Ok(Self { msrs: MsrPlan::find(kvm, &vcpu).map_err(failed)?, profile })
+    }
 }
 
 /// When disks are locked.
@@ -104,7 +119,7 @@ impl Host {
         let generation = VmGenId::random().map_err(|source| Error::Host { what: "a generation id", source })?;
         let vmgenid = Arc::new(Mutex::new(VmGenId::new(GuestAddress(layout::GENERATION_ID), generation)));
         let console = Arc::new(Mutex::new(console));
-        let processor = OnceLock::new();
+        let (kvm, processor) = (Arc::new(kvm), Arc::default());
         Ok(Self { kvm, cpuid, processor, trial, memory, images, taps, serial_line, serial, vmgenid, console })
     }
 
@@ -114,24 +129,34 @@ impl Host {
     /// # Errors
     /// KVM's.
     pub fn processor(&self) -> Result<&Processor, PartError> {
-        if let Some(known) = self.processor.get() {
-            return Ok(known);
+        match self.processor.get() {
+            Some(known) => Ok(known),
+            None => Processor::find(&self.kvm, &self.cpuid).map(|found| self.processor.get_or_init(|| found)),
         }
-        let failed = |source| PartError::Processor { part: "vcpu0".into(), done: "asked what it is", source };
-        let kvm = |source| failed(StateError::Set { what: "a VM to try", source });
-        let vm = self.kvm.create_vm().map_err(kvm)?;
-        state::prepare_vm(&vm).map_err(kvm)?;
-        vm.create_irq_chip().map_err(kvm)?;
-        let vcpu = vm.create_vcpu(0).map_err(kvm)?;
-        vcpu.set_cpuid2(&sterna_arch::vcpu_cpuid(&self.cpuid, 0, 1)).map_err(kvm)?;
-        let profile = CpuProfile::of(&self.kvm, &vcpu, &self.cpuid).map_err(failed)?;
-        let msrs = MsrPlan::find(&self.kvm, &vcpu).map_err(failed)?;
-        Ok(self.processor.get_or_init(|| Processor { msrs, profile }))
     }
 
-    /// Ends the VM that was made to find out what this host can do.
-    pub fn end_trial(&self) {
-        drop(super::machine::lock(&self.trial).take());
+    /// What a start need not wait for, to be called when the guest runs: ends the VM that was made to find out what this
+    /// host can do, and asks for [`Self::processor`], so that a move finds it known. It keeps nothing open that others see.
+    pub fn afterwards(&self) -> impl FnOnce() + Send + 'static {
+        let (kvm, cpuid, processor) = (Arc::clone(&self.kvm), self.cpuid.clone(), Arc::clone(&self.processor));
+        let trial = super::machine::lock(&self.trial).take();
+        move || {
+            drop(trial);
+            match Processor::find(&kvm, &cpuid) {
+                Ok(found) => drop(processor.get_or_init(|| found)),
+                // It is tried again, and told, when it is wanted.
+                Err(error) => log::debug!("{}", super::chain(&error)),
+            }
+        }
+    }
+
+    /// Unlocks the disks. Whoever hears that a VM has ended may use them at once: before its process has ended.
+    pub fn release_disks(&self) {
+        for image in &self.images {
+            if let Err(error) = image.unlock() {
+                log::warn!("disk image {} stays locked: {error}", image.path().display());
+            }
+        }
     }
 
     /// Makes ready for another machine after one has ended.

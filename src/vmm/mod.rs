@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! Host::open ── build ──> NewMachine ── park ──> Parked ─┬─ boot ────┬─> Machine ── drop ──> (gone)
-//!  disks, taps,   never run, any      threads that      │ a kernel  │   pause, resume
-//!  console, RAM   error drops it all  stand still       └─ restore ─┘   Stopped, Committed: for a move
-//!      └───────────────── the guest's reboot builds a new machine <──────────────┘
+//!  disks, taps,   never run, any      threads that       │  a kernel │   pause, resume
+//!  console, RAM   error drops it all  stand still        └─ restore ─┘   Stopped, Committed: for a move
+//!      └───────────────── the guest's reboot builds a new machine <─────────────────┘
 //! ```
 //!
 //! [`run`] is the whole of it, and returns when the guest has ended for good.
@@ -110,23 +110,22 @@ pub fn run(start: Start, options: RunOptions) -> Result<Ended, Error> {
             Err(not_arrived) => return Ok(not_arrived),
         },
     };
-    know_processor(&vm);
+    afterwards(&vm);
     live(&vm, &sender, &outcomes, &events)
 }
 
-/// How long a guest that has just begun to run is left alone.
+/// How long a guest that has just begun to run is left alone: another VM that is made meanwhile takes KVM's locks, and
+/// delayed its first instruction by a millisecond.
 const SETTLE: Duration = Duration::from_millis(300);
 
-/// Finds out how the processors are saved, beside the running guest: a move would wait for it otherwise.
-fn know_processor(vm: &Arc<Vm>) {
-    let host = Arc::clone(&vm.host);
-    // What fails is tried again, and told, when it is wanted.
-    let find = move || {
+/// Does beside the running guest what its start did not wait for.
+fn afterwards(vm: &Vm) {
+    let rest = vm.host.afterwards();
+    let later = move || {
         std::thread::sleep(SETTLE);
-        host.end_trial();
-        host.processor().map(drop).unwrap_or_else(|error| log::debug!("{}", chain(&error)));
+        rest();
     };
-    if let Err(error) = std::thread::Builder::new().name("processor".into()).spawn(find) {
+    if let Err(error) = std::thread::Builder::new().name("afterwards".into()).spawn(later) {
         log::debug!("no thread: {error}");
     }
 }

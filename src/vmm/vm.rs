@@ -162,18 +162,11 @@ impl Vm {
             machine.end();
         }
         if let Outcome::Ended(_) = reason {
-            self.release_disks();
+            self.host.release_disks();
+            // Not left to the last who holds this VM: that may be a thread that the end of the process cuts off.
+            lock(&self.host.console).close();
         }
         is_free.then_some(was_paused)
-    }
-
-    /// Whoever hears that this VM has ended may use its disks at once: before the process has.
-    pub(super) fn release_disks(&self) {
-        for image in &self.host.images {
-            if let Err(error) = image.unlock() {
-                log::warn!("disk image {} stays locked: {error}", image.path().display());
-            }
-        }
     }
 
     /// The machine in it, if there is one.

@@ -65,6 +65,16 @@ pub fn a_socket_has_one_client_at_a_time() {
     assert!(!fs::exists(host.path("serial")).unwrap(), "the socket is still there");
 }
 
+/// The socket goes with the VM, however short its life was.
+pub fn a_guest_that_ends_at_once_leaves_no_socket() {
+    let host = Host::new();
+    for _ in 0..5 {
+        let (code, said) = host.run("off", &["--serial", &format!("socket={}", host.path("serial"))]).wait_exit();
+        assert_eq!(code, Some(0), "{said}");
+        assert!(!fs::exists(host.path("serial")).unwrap(), "the socket is still there");
+    }
+}
+
 /// `sterna console` joins the socket of a VM by its name, and a reset of the guest does not end the visit.
 pub fn the_console_command_outlives_a_reset() {
     let host = Host::new();

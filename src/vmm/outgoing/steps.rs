@@ -396,7 +396,7 @@ impl Mover<'_> {
     /// The commit point: nothing on this machine resumes by itself from here on, and its disks are free.
     pub(super) fn release_locks(&mut self) {
         self.committed = self.stopped.take().map(super::Stopped::commit);
-        self.vm.release_disks();
+        self.vm.host.release_disks();
     }
 
     pub(super) fn await_running(&mut self) -> Result<SourceEvent, MoveError> {

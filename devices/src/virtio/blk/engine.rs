@@ -1,17 +1,17 @@
 //! Runs operations on a file: io_uring where it may be used, a thread for the rest, one event for both.
 
 use super::event::Event;
+use super::image::ImageFile;
 use super::op::{Done, Op};
 use super::ring::Ring;
 use super::worker::Worker;
-use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 /// See the module. Whoever drops it has waited for all operations: [`Self::in_flight`] is 0.
 pub struct Engine {
-    file: Arc<File>,
+    file: Arc<ImageFile>,
     /// Absent where the host does not permit it.
     pub ring: Option<Ring>,
     worker: Option<Worker>,
@@ -23,7 +23,7 @@ pub struct Engine {
 
 impl Engine {
     /// An engine that signals `completed`. Without io_uring it says so in the log, by `name`.
-    pub fn new(file: Arc<File>, completed: Event, name: &str) -> Self {
+    pub fn new(file: Arc<ImageFile>, completed: Event, name: &str) -> Self {
         let ring = Ring::new(&completed)
             .inspect_err(|error| {
                 log::warn!("disk {name}: io_uring is not available ({error}): a thread does its I/O, slower")

@@ -7,6 +7,7 @@ use super::sys::{self, Bounce, Buffers};
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
+use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -153,7 +154,7 @@ pub struct Topology {
 /// the last of them: keep one while the machine is rebuilt for a guest's reboot.
 #[derive(Clone, Debug)]
 pub struct Image {
-    file: Arc<File>,
+    file: Arc<ImageFile>,
     path: PathBuf,
     size_bytes: u64,
     readonly: bool,
@@ -161,6 +162,27 @@ pub struct Image {
     block_device: bool,
     alignment: Alignment,
     topology: Topology,
+}
+
+/// The descriptor of an image. The lock goes with it, even where something else still has the open file description: a
+/// process that was forked and has not yet begun its program, or a ring that the kernel is still taking apart.
+#[derive(Debug)]
+pub struct ImageFile(File);
+
+impl Deref for ImageFile {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for ImageFile {
+    fn drop(&mut self) {
+        if let Err(error) = sys::unlock(&self.0) {
+            log::warn!("cannot unlock a disk image: {error}");
+        }
+    }
 }
 
 impl Image {
@@ -220,8 +242,8 @@ impl Image {
             let block = metadata.blksize().clamp(SECTOR_BYTES, 4096).max(alignment.offset);
             Topology { logical: 512, physical: u32::try_from(block).unwrap_or(4096) }
         };
-        let path = path.to_owned();
-        Ok(Self { file: Arc::new(file), path, size_bytes, readonly, direct, block_device, alignment, topology })
+        let (file, path) = (Arc::new(ImageFile(file)), path.to_owned());
+        Ok(Self { file, path, size_bytes, readonly, direct, block_device, alignment, topology })
     }
 
     /// Locks it: alone if it may be written, together with other readers if not. Does not wait. Once locked it stays so,
@@ -298,14 +320,14 @@ impl Image {
     /// Forgets what the page cache holds of an image that goes through it, where that can be.
     pub fn drop_cache(&self) {
         if self.cached()
-            && let Err(errno) = rustix::fs::fadvise(&*self.file, 0, None, rustix::fs::Advice::DontNeed)
+            && let Err(errno) = rustix::fs::fadvise(&**self.file, 0, None, rustix::fs::Advice::DontNeed)
         {
             log::warn!("the page cache of {} stays: {errno}", self.path.display());
         }
     }
 
     /// The descriptor, shared by all clones.
-    pub fn file(&self) -> &Arc<File> {
+    pub fn file(&self) -> &Arc<ImageFile> {
         &self.file
     }
     /// As given to [`Self::open`].

@@ -102,6 +102,19 @@ fn two_readers_share_an_image_and_a_writer_has_it_alone() {
 }
 
 #[test]
+fn a_lock_goes_with_its_image_though_a_child_has_the_descriptor() {
+    let path = scratch();
+    let image = Image::open(&path, false, true).unwrap();
+    // As a fork has it until its exec.
+    let _of_a_child = image.file().try_clone().unwrap();
+    let clone = image.clone();
+    drop(image);
+    assert!(Image::open_unlocked(&path, false, true).unwrap().is_locked_elsewhere().unwrap(), "a clone keeps it");
+    drop(clone);
+    Image::open(&path, false, true).unwrap();
+}
+
+#[test]
 fn a_lock_is_handed_over() {
     let path = scratch();
     let source = Image::open(&path, false, true).unwrap();

@@ -2,8 +2,8 @@
 //! permit io_uring (containers, `kernel.io_uring_disabled`). Slower, but the VM starts.
 
 use super::event::Event;
+use super::image::ImageFile;
 use super::op::{Done, Op};
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -25,7 +25,7 @@ impl Worker {
     ///
     /// # Errors
     /// No thread to be had.
-    pub fn start(file: &Arc<File>, completed: &Event) -> io::Result<Self> {
+    pub fn start(file: &Arc<ImageFile>, completed: &Event) -> io::Result<Self> {
         let (jobs, next) = channel::<(u16, Op)>();
         let (finished, done) = channel();
         let (file, completed) = (Arc::clone(file), completed.clone());
