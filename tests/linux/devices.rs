@@ -1,7 +1,7 @@
 //! What a stock kernel's drivers do with our devices, on the shared guest.
 
 use crate::world::{Held, LIMIT, Result, ensure, world};
-use sterna_testbed::Node;
+use sterna_testbed::{Guest, Node};
 
 /// Both vCPUs and the clock source are what they should be, and the kernel has nothing to complain about.
 pub fn the_kernel_is_content() -> Result {
@@ -75,6 +75,10 @@ pub fn discard_shrinks_the_image() -> Result {
 pub fn the_host_pings_the_guest() -> Result {
     let mut world = world()?;
     world.shared()?;
+    pings(&mut world)
+}
+
+fn pings(world: &mut Held) -> Result {
     let ping = world.host(Node::A)?.check("ping -c 5 -i 0.2 -W 10 10.9.0.20")?;
     ensure!(ping.contains(" 0% packet loss"), "{ping}");
     Ok(())
@@ -82,30 +86,51 @@ pub fn the_host_pings_the_guest() -> Result {
 
 /// 100 MB each way through the tap, with checksums.
 pub fn tcp_carries_100_mb_each_way() -> Result {
-    let mut world = world()?;
+    tcp(&mut world()?, 100)
+}
+
+/// Ping, and `mb` MB of TCP each way.
+pub fn the_network_carries(world: &mut Held, mb: u32) -> Result {
+    pings(world)?;
+    tcp(world, mb)
+}
+
+fn tcp(world: &mut Held, mb: u32) -> Result {
     let host = world.host(Node::A)?;
     let guest = world.shared()?;
     let mut receiver = host.spawn("guest-tool tcp-receive 9100")?;
     receiver.wait_for("listening", LIMIT)?;
-    let out = guest.check("guest-tool tcp-send 10.9.0.1 9100 100", LIMIT)?;
+    let out = guest.check(&format!("guest-tool tcp-send 10.9.0.1 9100 {mb}"), LIMIT)?;
     ensure!(out.starts_with("same"), "guest to host: {out}");
-    guest.check("(guest-tool tcp-receive 9101 >/tmp/received 2>&1 &); for i in $(seq 100); do grep -q listening /tmp/received && break; sleep 0.1; done", LIMIT)?;
-    let back = host.run_for("guest-tool tcp-send 10.9.0.20 9101 100", LIMIT)?;
+    listen(guest, "tcp-receive 9101")?;
+    let back = host.run_for(&format!("guest-tool tcp-send 10.9.0.20 9101 {mb}"), LIMIT)?;
     ensure!(back.status == 0 && back.stdout.starts_with("same"), "host to guest: {back:?}");
+    Ok(())
+}
+
+/// Starts what listens in the guest, and waits until it does.
+fn listen(guest: &mut Guest, tool: &str) -> Result {
+    let wait = "for i in $(seq 100); do grep -q listening /tmp/listener && break; sleep 0.1; done";
+    guest.check(&format!("rm -f /tmp/listener; (guest-tool {tool} >/tmp/listener 2>&1 &); {wait}"), LIMIT)?;
     Ok(())
 }
 
 /// vsock, both directions, with everything compared.
 pub fn vsock_echoes_both_ways() -> Result {
-    let mut world = world()?;
+    vsock_carries(&mut world()?, 8)
+}
+
+/// `mb` MB over vsock, to the host and back, and to the guest and back.
+pub fn vsock_carries(world: &mut Held, mb: u32) -> Result {
     let host = world.host(Node::A)?;
     let guest = world.shared()?;
-    let mut echo = host.spawn("guest-tool unix-echo /run/shared.vsock_5000")?;
+    let mut echo = host.spawn("rm -f /run/shared.vsock_5000; exec guest-tool unix-echo /run/shared.vsock_5000")?;
     echo.wait_for("listening", LIMIT)?;
-    let out = guest.check("guest-tool vsock-send 2 5000 8", LIMIT)?;
+    let out = guest.check(&format!("guest-tool vsock-send 2 5000 {mb}"), LIMIT)?;
     ensure!(out.starts_with("same"), "guest to host: {out}");
-    guest.check("(guest-tool vsock-echo 6000 >/tmp/echo 2>&1 &); for i in $(seq 100); do grep -q listening /tmp/echo && break; sleep 0.1; done", LIMIT)?;
-    let back = host.run_for("guest-tool unix-send /run/shared.vsock 6000 8", LIMIT)?;
+    guest.check("pkill guest-tool || true", LIMIT)?;
+    listen(guest, "vsock-echo 6000")?;
+    let back = host.run_for(&format!("guest-tool unix-send /run/shared.vsock 6000 {mb}"), LIMIT)?;
     ensure!(back.status == 0 && back.stdout.starts_with("same"), "host to guest: {back:?}");
     Ok(())
 }

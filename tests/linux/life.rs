@@ -45,6 +45,30 @@ pub fn a_reboot_comes_back_with_everything() -> Result {
     Ok(())
 }
 
+/// The pulse of a machine with every device: disks keep their contents and can be written, ping, TCP and vsock carry again, the
+/// balloon is as large as it was and still obeys.
+pub fn a_pulse_keeps_every_device_at_work() -> Result {
+    let mut world = world()?;
+    let host = world.host(Node::A)?;
+    let guest = world.shared()?;
+    guest.check("dd if=/dev/urandom of=/dev/vda bs=1M count=8 oflag=direct && sync", LIMIT)?;
+    let sums = "for d in vda vdb; do dd if=/dev/$d bs=1M count=8 iflag=direct 2>/dev/null | sha256sum; done";
+    let before = guest.check(sums, LIMIT)?;
+    host.check("sterna balloon shared 64M")?;
+    world.wait_shown("/status/balloon/actual_bytes", |actual| actual == 64 << 20)?;
+    world.pulse_shared()?;
+    let guest = world.shared()?;
+    let after = guest.check(sums, LIMIT)?;
+    ensure!(after == before, "the disks had\n{before}\nand have\n{after}");
+    guest.check("dd if=/dev/vda of=/dev/vdb bs=1M count=8 iflag=direct oflag=direct", LIMIT)?;
+    guest.check("cmp -n 8388608 /dev/vda /dev/vdb && nproc | grep -x 2", LIMIT)?;
+    world.wait_shown("/status/balloon/actual_bytes", |actual| actual == 64 << 20)?;
+    host.check("sterna balloon shared 0")?;
+    world.wait_shown("/status/balloon/actual_bytes", |actual| actual == 0)?;
+    crate::devices::the_network_carries(&mut world, 8)?;
+    crate::devices::vsock_carries(&mut world, 1)
+}
+
 /// `sterna stop` presses the power button, the guest powers off, and the VM is gone.
 pub fn stop_powers_the_guest_off() -> Result {
     let mut world = world()?;

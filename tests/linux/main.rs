@@ -49,6 +49,7 @@ fn main() {
         life::{
             a_pause_of_ten_seconds_is_no_lockup_and_the_clock_is_right,
             a_reboot_comes_back_with_everything,
+            a_pulse_keeps_every_device_at_work,
             stop_powers_the_guest_off,
         },
         moves::{

@@ -1,8 +1,8 @@
 //! Machines of every shape boot the stock kernel.
 
-use crate::world::{LIMIT, Result, boot, ensure, power_off, start, world};
+use crate::world::{LIMIT, Result, boot, ensure, power_off, pulse, start, world};
 use std::time::Duration;
-use sterna_testbed::{Control, Files, Node};
+use sterna_testbed::{Control, Files, Host, Node};
 
 /// The host image has all that a Sterna host needs, by its own check, and stock kernels are proven to run on it.
 pub fn the_host_image_passes_its_own_check() -> Result {
@@ -13,27 +13,31 @@ pub fn the_host_image_passes_its_own_check() -> Result {
     Ok(())
 }
 
-/// ELF vmlinux by PVH, one vCPU, and the guest's own power-off.
+/// ELF vmlinux by PVH, one vCPU, a pulse, and the guest's own power-off.
 pub fn vmlinux_boots_with_one_vcpu() -> Result {
     let mut world = world()?;
     let host = world.host(Node::A)?;
     let mut guest = boot(&host, "elf", "--kernel /tools/guest/vmlinux --cpus 1 --memory 256M", "")?;
     let seen = guest.check("nproc", LIMIT)?;
     ensure!(seen == "1", "{seen} processors");
-    power_off(guest)
+    power_off(pulse(&host, "elf", guest)?)
 }
 
-/// bzImage with four vCPUs, all of which do work.
+/// bzImage with four vCPUs, all of which do work, before a pulse and after it.
 pub fn four_vcpus_come_up() -> Result {
     let mut world = world()?;
     let host = world.host(Node::A)?;
     let mut guest = boot(&host, "four", "--cpus 4 --memory 256M", "")?;
-    let seen = guest.check("nproc; for cpu in 0 1 2 3; do taskset $((1 << cpu)) true && echo ran; done", LIMIT)?;
+    let work = "nproc; for cpu in 0 1 2 3; do taskset $((1 << cpu)) true && echo ran; done";
+    let seen = guest.check(work, LIMIT)?;
     ensure!(seen == "4\nran\nran\nran\nran", "{seen}");
+    let mut guest = pulse(&host, "four", guest)?;
+    let seen = guest.check(work, LIMIT)?;
+    ensure!(seen == "4\nran\nran\nran\nran", "after the pulse: {seen}");
     power_off(guest)
 }
 
-/// RAM above 4 GiB is there and holds what is written.
+/// RAM above 4 GiB is there and holds what is written, over a pulse too.
 pub fn five_gib_reach_above_the_hole() -> Result {
     let mut world = world()?;
     let host = world.host(Node::A)?;
@@ -46,6 +50,9 @@ pub fn five_gib_reach_above_the_hole() -> Result {
     ensure!(above.trim().starts_with("100000000-"), "RAM above 4 GiB: {above}");
     // Linux fills from the top, so this is above 4 GiB.
     guest.check("guest-tool memory 64 1", LIMIT)?;
+    guest.check("dd if=/dev/urandom of=/tmp/kept bs=1M count=16 2>/dev/null; sha256sum /tmp/kept >/tmp/sum", LIMIT)?;
+    let mut guest = pulse(&host, "big", guest)?;
+    guest.check("sha256sum -c /tmp/sum && guest-tool memory 64 1", LIMIT)?;
     power_off(guest)
 }
 
@@ -61,17 +68,26 @@ pub fn a_kernel_panic_ends_the_vm() -> Result {
     Ok(())
 }
 
-/// A name that is taken, and an image that is locked, on this host and on another over NFSv4.
+/// A name that is taken, and an image that is locked, on this host and on another over NFSv4, before a pulse and after it.
 pub fn an_image_in_use_is_refused_on_both_hosts() -> Result {
     let mut world = world()?;
     let (a, b) = (world.host(Node::A)?, world.host(Node::B)?);
     a.check("truncate -s 16M /shared/locked.img")?;
     let arguments = "--cpus 1 --memory 192M --disk path=/shared/locked.img";
     let guest = boot(&a, "holder", arguments, "")?;
-    let mut second = start(&a, "second", arguments, "sterna.job=idle")?;
+    refused_on_both(&a, &b, arguments)?;
+    // The lock went with the old process; the new one has its own.
+    let guest = pulse(&a, "holder", guest)?;
+    refused_on_both(&a, &b, arguments)?;
+    power_off(guest)
+}
+
+/// A machine with the disk of the one named "holder" starts on neither host.
+fn refused_on_both(a: &Host, b: &Host, arguments: &str) -> Result {
+    let mut second = start(a, "second", arguments, "sterna.job=idle")?;
     let end = second.wait(LIMIT)?;
     ensure!(end.status == 3 && end.stderr.contains("holder"), "on the same host: {} {}", end.status, end.stderr);
-    let mut other = start(&b, "other", arguments, "sterna.job=idle")?;
+    let mut other = start(b, "other", arguments, "sterna.job=idle")?;
     let end = other.wait(LIMIT)?;
     ensure!(
         end.status == 3 && end.stderr.contains("/shared/locked.img"),
@@ -79,7 +95,7 @@ pub fn an_image_in_use_is_refused_on_both_hosts() -> Result {
         end.status,
         end.stderr
     );
-    power_off(guest)
+    Ok(())
 }
 
 /// The control: QEMU boots the same kernel and initramfs, so what fails above is ours.

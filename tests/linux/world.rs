@@ -190,6 +190,16 @@ impl Held {
         self.0.take();
     }
 
+    /// The pulse of the shared guest.
+    pub fn pulse_shared(&mut self) -> Result {
+        let host = self.host(Node::A)?;
+        let guest = pulse(&host, "shared", self.take_shared()?)?;
+        // Its tap went with its process.
+        host.check("ip link set shared0 master br0 up")?;
+        self.world()?.shared = Some(guest);
+        Ok(())
+    }
+
     /// The shared guest, which its test ends.
     pub fn take_shared(&mut self) -> Result<Guest> {
         self.shared()?;
@@ -210,6 +220,41 @@ pub fn start(host: &Host, name: &str, arguments: &str, words: &str) -> Result<Ru
          --cmdline 'console=ttyS0 quiet {words}'"
     );
     Ok(host.spawn(&command)?)
+}
+
+/// What a guest must keep over a pulse: which boot this is, and its uptime in seconds.
+fn boot_and_uptime(guest: &mut Guest) -> Result<(String, f64)> {
+    let seen = guest.check("cat /proc/sys/kernel/random/boot_id; cut -d' ' -f1 /proc/uptime", LIMIT)?;
+    let (boot, uptime) = seen.split_once('\n').ok_or_else(|| format!("no uptime in {seen:?}"))?;
+    Ok((boot.to_owned(), uptime.trim().parse()?))
+}
+
+/// The machine's pulse: it is saved, its process ends, a fresh process restores it on the same host, and the guest goes on as the
+/// same boot of the same kernel, which has nothing to complain about. Returns its new console.
+pub fn pulse(host: &Host, name: &str, mut guest: Guest) -> Result<Guest> {
+    let (boot, before) = boot_and_uptime(&mut guest)?;
+    let shown: Value = serde_json::from_str(&host.check(&format!("sterna show {name} --json"))?)?;
+    let pid = shown.get("pid").and_then(Value::as_u64).ok_or_else(|| format!("no pid in {shown}"))?;
+    host.check(&format!("kill -0 {pid}"))?;
+    let began = Instant::now();
+    host.check(&format!("sterna save {name} /data/{name}.sterna --overwrite"))?;
+    let saved = began.elapsed();
+    let end = guest.console().wait(LIMIT)?;
+    ensure!(end.status == 0, "exit code {} after saving: {}", end.status, end.stderr);
+    ensure!(host.run(&format!("kill -0 {pid}"))?.status != 0, "process {pid} is still there after it was saved");
+    let listed = host.check("sterna list")?;
+    ensure!(!listed.contains(name), "after saving: {listed}");
+    let began = Instant::now();
+    host.check(&format!("sterna restore /data/{name}.sterna"))?;
+    let restored = began.elapsed();
+    let mut guest = Guest::attach(host.spawn(&format!("sterna console {name}"))?, LIMIT)?;
+    let (same, after) = boot_and_uptime(&mut guest)?;
+    ensure!(same == boot, "another boot came back");
+    ensure!(after >= before, "uptime went back from {before} to {after}");
+    let complaints = guest.check("dmesg | grep -E 'BUG|WARNING|Oops|lockup|stall|I/O error' || true", LIMIT)?;
+    ensure!(complaints.is_empty(), "the kernel complains after its pulse:\n{complaints}");
+    println!("  pulse of {name}: saved in {} ms, restored in {} ms", saved.as_millis(), restored.as_millis());
+    Ok(guest)
 }
 
 /// Powers the guest off from inside and expects that its monitor exits with 0.
