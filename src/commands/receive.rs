@@ -18,7 +18,8 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -77,6 +78,8 @@ struct Started {
     counts: bool,
     link: Arc<KeeperLink>,
     child: Child,
+    /// Its first connection, held until the guest starts: what kills the process leaves somebody to tell the source.
+    main: Option<Socket>,
 }
 
 /// Takes one machine after another.
@@ -209,7 +212,7 @@ impl Moves {
         let taken = self.lock().take_in(this_move, Arc::clone(&link)).map_err(io::Error::other);
         let was_taken = taken.is_ok();
         match taken.and_then(|()| link.pass(preamble, socket)) {
-            Ok(()) => Ok(Started { this_move, counts, link, child }),
+            Ok(()) => Ok(Started { this_move, counts, link, child, main: Some(socket.clone()) }),
             // The process has nothing, so it cannot run a guest.
             Err(error) => {
                 let ended = child.kill().and_then(|()| child.wait());
@@ -223,10 +226,13 @@ impl Moves {
 
     /// Hears what the VM's process says, to its end.
     fn keep(&self, started: Started) {
-        let Started { this_move, counts, link, mut child } = started;
+        let Started { this_move, counts, link, mut child, mut main } = started;
         loop {
             match link.hear() {
-                Word::Starting => self.lock().tell(this_move, KeeperEvent::Starting),
+                Word::Starting => {
+                    main = None;
+                    self.lock().tell(this_move, KeeperEvent::Starting);
+                }
                 Word::Settled => {
                     if counts {
                         self.lock().first.get_or_insert(true);
@@ -236,10 +242,11 @@ impl Moves {
                 Word::End => break,
             }
         }
-        self.start_spare();
-        if let Err(error) = child.wait() {
-            log::warn!("a VM's process cannot be waited for: {error}");
+        match child.wait() {
+            Ok(status) => tell_end(status, main),
+            Err(error) => log::warn!("a VM's process cannot be waited for: {error}"),
         }
+        self.start_spare();
         self.lock().end(this_move, counts);
     }
 
@@ -311,6 +318,18 @@ impl State {
     fn forget(&mut self, this_move: Move) {
         self.order.retain(|known| *known != this_move);
         self.moves.remove(&this_move);
+    }
+}
+
+/// What a process that was killed could not say itself, to the operator here and to a source that waits for it.
+fn tell_end(status: ExitStatus, main: Option<Socket>) {
+    let Some(signal) = status.signal() else { return };
+    let reason = format!("the VM's process was killed by signal {signal}; `dmesg` tells whether memory had run out");
+    log::warn!("{reason}");
+    if let Some(main) = main
+        && let Err(error) = write_failure(&mut &main, &reason)
+    {
+        log::debug!("the source is not told: {error}");
     }
 }
 

@@ -13,7 +13,7 @@ pub const ANY_PORT: &str = "tcp:127.0.0.1:0";
 /// The VM of most tests.
 pub const NAME: &str = "vm";
 /// Between two looks at something that tells no event.
-const LOOK: Duration = Duration::from_millis(10);
+pub const LOOK: Duration = Duration::from_millis(10);
 
 /// Looks until `look` gives what is `expected`.
 pub fn await_equal<T: PartialEq + Debug>(what: &str, expected: &T, mut look: impl FnMut() -> T) {

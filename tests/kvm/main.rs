@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot do its work has failed")]
 
 mod bad_input;
+mod cgroup;
 mod disk;
 mod faults;
 mod host_pair;
@@ -160,6 +161,9 @@ fn move_tests() -> Vec<(&'static str, fn())> {
             a_cut_before_go_changes_nothing,
             a_target_killed_before_go_changes_nothing,
             a_source_killed_before_go_leaves_nothing_at_the_target,
+            a_spoiled_word_before_go_changes_nothing,
+            a_spoiled_word_after_go_is_mended_by_asking,
+            a_target_out_of_memory_changes_nothing,
             a_receiver_killed_on_the_way_does_not_end_the_move,
             a_cut_at_go_is_mended_by_asking,
             a_target_killed_at_go_gives_the_guest_back,

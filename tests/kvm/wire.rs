@@ -1,4 +1,4 @@
-//! A wire between two hosts that a test holds at a word of the protocol, cuts and heals.
+//! A wire between two hosts that a test holds at a word of the protocol, spoils, cuts and heals.
 //!
 //! It reads the frames that it carries, so a test says "hold Loaded" where others would sleep and hope.
 
@@ -18,6 +18,8 @@ use sterna_migration::wire::{ToSource, ToTarget, preamble};
 pub enum Word {
     Machine,
     Ready,
+    Make,
+    Made,
     Rehearsal,
     Rehearsed,
     Ram,
@@ -47,6 +49,8 @@ struct State {
     /// The first of these is held, with all that follows it on its connection.
     hold: Option<Word>,
     held: bool,
+    /// In the first of these a bit is turned.
+    spoil: Option<Word>,
     /// No connection gets through.
     down: bool,
     /// Grows when the wire is cut.
@@ -72,6 +76,11 @@ impl Wire {
     pub fn hold(&self, word: Word) {
         let mut state = self.shared.lock();
         (state.hold, state.held) = (Some(word), false);
+    }
+
+    /// In the next `word` a bit is to be turned, in the middle of what it says.
+    pub fn spoil(&self, word: Word) {
+        self.shared.lock().spoil = Some(word);
     }
 
     /// Waits until the word is held.
@@ -158,25 +167,22 @@ impl Shared {
         }
         loop {
             let header = read_header(from).map_err(|_| io::Error::from(io::ErrorKind::UnexpectedEof))?;
-            if header.kind == FrameKind::Ram {
-                self.pass(Word::Ram, cuts)?;
-                to.write_all(&header.encode())?;
-                copy(from, to, header.length)?;
-                continue;
-            }
             let mut bytes = vec![0; usize::try_from(header.length).unwrap()];
             from.read_exact(&mut bytes)?;
             let (word, raw_bytes) = read_word(header, &bytes, towards_target);
-            if let Some(word) = word {
-                self.pass(word, cuts)?;
+            if let Some(word) = word
+                && self.pass(word, cuts)?
+            {
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 0x10;
             }
             to.write_all(&[&header.encode(), &bytes[..]].concat())?;
             copy(from, to, raw_bytes)?;
         }
     }
 
-    /// Waits while `word`, or a word before it on its way, is held.
-    fn pass(&self, word: Word, cuts: u32) -> io::Result<()> {
+    /// Waits while `word`, or a word before it on its way, is held. Whether it is to be spoiled.
+    fn pass(&self, word: Word, cuts: u32) -> io::Result<bool> {
         let mut state = self.lock();
         while state.cuts == cuts && state.hold == Some(word) {
             state.held = true;
@@ -184,7 +190,10 @@ impl Shared {
             state = self.changed.wait(state).unwrap();
         }
         state.seen.push(word);
-        if state.cuts == cuts { Ok(()) } else { Err(io::ErrorKind::ConnectionAborted.into()) }
+        if state.cuts != cuts {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        Ok(state.spoil.take_if(|wanted| *wanted == word).is_some())
     }
 }
 
@@ -194,12 +203,16 @@ fn copy(from: &mut TcpStream, to: &mut TcpStream, bytes: u64) -> io::Result<()> 
 
 /// What a frame says, and how many bytes follow it without a frame.
 fn read_word(header: Header, bytes: &[u8], towards_target: bool) -> (Option<Word>, u64) {
+    if header.kind == FrameKind::Ram {
+        return (Some(Word::Ram), 0);
+    }
     let Ok(frame) = read_contents(&mut &bytes[..], header) else { return (None, 0) };
     let word = match (header.kind, towards_target) {
         (FrameKind::State, _) if header.flags & FINAL_STATE != 0 => Word::State,
         (FrameKind::State, _) => Word::Rehearsal,
         (FrameKind::Message, true) => match decode::<ToTarget>(&frame) {
             Ok(ToTarget::Machine(_)) => Word::Machine,
+            Ok(ToTarget::Make(_)) => Word::Make,
             Ok(ToTarget::Order(Order::Go)) => Word::Go,
             Ok(ToTarget::Order(Order::Ask)) => Word::Ask,
             Ok(ToTarget::Probe { bytes }) => return (None, bytes),
@@ -207,6 +220,7 @@ fn read_word(header: Header, bytes: &[u8], towards_target: bool) -> (Option<Word
         },
         (FrameKind::Message, false) => match decode::<ToSource>(&frame) {
             Ok(ToSource::Ready(_)) => Word::Ready,
+            Ok(ToSource::Made) => Word::Made,
             Ok(ToSource::Rehearsed { .. }) => Word::Rehearsed,
             Ok(ToSource::Loaded(_)) => Word::Loaded,
             Ok(ToSource::Running(_)) => Word::Running,
