@@ -16,12 +16,13 @@ help: ## this list
 include resources/testbed.mk
 include fuzz/fuzz.mk
 
-build: setup ## the release binary
-	@cargo build --release --package sterna
+# Both packages in one command: each by itself would want its dependencies with other features, and build sterna once more.
+build: setup ## the release binary, and the testbed's
+	@cargo build --release --package sterna --package sterna-testbed
 	@echo "built $(STERNA)"
 
 demo: build testbed-files ## a stock Debian guest boots, and moves between two hosts: live, quick, live
-	@cargo run --release --quiet --package sterna-testbed --bin testbed -- demo
+	@$(RELEASE)/testbed demo
 
 test: build testbed-files ## every test: unit, on /dev/kvm, and real Linux in the testbed
 	@STERNA_UNDER_TEST=$(STERNA) cargo test --workspace --no-fail-fast --lib --bins --tests 2>&1 | tee build/test.log; \

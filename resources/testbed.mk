@@ -10,7 +10,7 @@ IMAGE     := build/image/host.cpio
 NFS       := build/testbed/nfs.cpio
 TOOLS     := build/testbed/tools.img
 
-.PHONY: setup kernel initramfs image testbed testbed-files testbed-binaries
+.PHONY: setup kernel initramfs image testbed testbed-files
 
 setup: ## install, by package name, what is missing
 	@resources/setup.sh
@@ -24,9 +24,7 @@ testbed: testbed-files ## a prompt in either of two hosts with shared storage
 	@$(RELEASE)/testbed up
 
 # cargo knows best whether a binary is up to date; it leaves the file alone when it is.
-testbed-binaries: | setup
-	@cargo build --release --quiet --package sterna --package sterna-testbed
-$(STERNA) $(AGENT) $(TOOL): testbed-binaries ;
+$(STERNA) $(AGENT) $(TOOL): build ;
 
 $(KERNEL): resources/kernel.sh | setup
 	@resources/kernel.sh build/kernel
