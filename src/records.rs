@@ -81,23 +81,20 @@ impl Records {
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, &path)?;
-        self.sync()
+        sync_dir(&self.dir)
     }
 
-    /// Makes the directory, which a process that will be confined does while it can.
+    /// Makes the directory, which a process that will be confined does while it can; it survives a power cut as the records do.
     ///
     /// # Errors
     /// The file system's.
     pub fn prepare(&self) -> io::Result<()> {
-        if self.dir.is_dir() {
+        let missing: Vec<_> = self.dir.ancestors().take_while(|dir| !dir.is_dir()).collect();
+        if missing.is_empty() {
             return Ok(());
         }
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        let dir = open(&self.dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(rustix::fs::fsync(dir)?)
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        missing.iter().filter_map(|dir| dir.parent()).try_for_each(sync_dir)
     }
 
     /// The last move of `vm`, if one is recorded.
@@ -142,9 +139,16 @@ impl Records {
         match fs::remove_file(self.path(vm)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
-            Ok(()) => self.sync(),
+            Ok(()) => sync_dir(&self.dir),
         }
     }
+}
+
+/// Brings what was made, named and removed in `dir` to the disk.
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    let dir = open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(rustix::fs::fsync(dir)?)
 }
 
 #[cfg(test)]

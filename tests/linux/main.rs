@@ -63,6 +63,9 @@ fn main() {
         faults::{
             the_target_host_dies_while_copying,
             the_source_host_dies_while_copying,
+            the_target_host_dies_at_the_hand_over,
+            the_source_host_dies_right_after_go,
+            the_target_host_dies_right_after_the_guest_started_there,
         },
     ];
     let trial = |(name, test): (&'static str, fn() -> world::Result)| {

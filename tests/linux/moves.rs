@@ -47,7 +47,7 @@ impl Load {
             let ended = vm.check(&format!("{wait}; tail -n 3 /tmp/{file}; exit 1"));
             ensure!(ended.is_ok(), "{file}: {ended:?}");
         }
-        let complaints = vm.check("dmesg | grep -E 'BUG:|WARNING|Oops|lockup|stall|I/O error' || true")?;
+        let complaints = vm.check("dmesg | grep -E -A 40 'BUG:|WARNING|Oops|lockup|stall|I/O error' || true")?;
         ensure!(complaints.is_empty(), "the kernel complains:\n{complaints}");
         Ok(pulse.stdout.lines().last().unwrap_or_default().to_owned())
     }

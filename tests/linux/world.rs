@@ -45,10 +45,36 @@ impl Travel {
         if self.vm.site().node() == Node::A { &self.b } else { &self.a }
     }
 
+    /// The guest died with its host: boots it again on the other, as soon as the storage no longer holds the dead host's lock.
+    /// Says how often the lock refused it.
+    pub fn boot_again(&mut self, node: Node) -> Result<u32> {
+        let (site, deadline, mut refused) = (self.site(node).clone(), Instant::now() + LIMIT, 0);
+        self.vm = loop {
+            match traveller(&site) {
+                Ok(vm) => break vm,
+                Err(error) if error.to_string().contains("/shared/web.img") && Instant::now() < deadline => {
+                    refused += 1
+                }
+                Err(error) => return Err(error),
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        };
+        Ok(refused)
+    }
+
     /// A host.
     pub fn site(&self, node: Node) -> &Site {
         if node == Node::A { &self.a } else { &self.b }
     }
+}
+
+/// Boots the guest that moves.
+fn traveller(at: &Site) -> Result<Vm> {
+    let arguments = "--cpus 2 --memory 192M --disk path=/shared/web.img --net tap=web0 \
+                     --disk path=/dev/vda,readonly=on,id=tools";
+    let mut vm = Vm::boot(at, "web", arguments, &format!("sterna.ip={TRAVELLER}/24"))?;
+    vm.check("mkdir -p /tools && mount -o ro /dev/vdb /tools")?;
+    Ok(vm)
 }
 
 /// Address of the guest that moves.
@@ -154,10 +180,7 @@ impl Held {
             let [a, b] = [Node::A, Node::B].map(|node| Site::prepare(&world.testbed, node, "web0"));
             let (a, b) = (a?, b?);
             a.host().check("truncate -s 64M /shared/web.img")?;
-            let arguments = "--cpus 2 --memory 192M --disk path=/shared/web.img --net tap=web0 \
-                             --disk path=/dev/vda,readonly=on,id=tools";
-            let mut vm = Vm::boot(&a, "web", arguments, &format!("sterna.ip={TRAVELLER}/24"))?;
-            vm.check("mkdir -p /tools && mount -o ro /dev/vdb /tools")?;
+            let vm = traveller(&a)?;
             world.travel = Some(Travel { a, b, vm });
         }
         world.travel.as_mut().ok_or_else(|| "the guest that moves has ended".into())

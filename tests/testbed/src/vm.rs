@@ -20,14 +20,16 @@ pub struct Site {
 }
 
 impl Site {
-    /// Makes host `node` ready: a tap of that name in its bridge, a receiver, and a clock that can be asked.
+    /// Makes host `node` ready: a tap of that name in its bridge, records of moves on its own volume so that they outlive a crash, a
+    /// receiver, and a clock that can be asked.
     pub fn prepare(testbed: &Testbed, node: Node, tap: &str) -> Result<Self> {
         let (host, address) = (testbed.host(node)?, node.address().ok_or_else(|| Error::Down(node.name().into()))?);
         // The tools' disk is mounted on the host too: without its name it would be taken for the host's own.
         let storage = "--storage /shared --storage /tools --storage /dev/vda";
         let receive = format!("sterna receive --listen tcp:{address}:{RECEIVE_PORT} {storage}");
         host.check(&format!(
-            "ip tuntap add {tap} mode tap && ip link set {tap} master br0 up && ({receive} >/run/receive.log 2>&1 &) && \
+            "mkdir -p /data/records /var/lib/sterna && sync && mount -o bind /data/records /var/lib/sterna && \
+             ip tuntap add {tap} mode tap && ip link set {tap} master br0 up && ({receive} >/run/receive.log 2>&1 &) && \
              (guest-tool clock-serve {CLOCK_PORT} >/run/clock.log 2>&1 &) && for i in $(seq 300); do \
              grep -q listening /run/receive.log && grep -q listening /run/clock.log && exit; sleep 0.1; done; exit 1"
         ))?;

@@ -176,23 +176,36 @@ struct Offset {
     rtt: Duration,
 }
 
+/// Asks [`EXCHANGES`] times.
 fn offset(socket: &UdpSocket) -> io::Result<Offset> {
     let mut best: Option<Offset> = None;
     for number in 0..EXCHANGES as u64 {
         let (monotonic, realtime, began) = (now(ClockId::Monotonic), now(ClockId::Realtime), Instant::now());
         socket.send(&number.to_le_bytes())?;
-        let mut answer = [0; 16];
-        let answered = matches!(socket.recv(&mut answer), Ok(16));
+        let Some(there) = answer_to(socket, number) else { continue };
         let rtt = began.elapsed();
-        let (echoed, there) = answer.split_at(8);
-        if !answered || echoed != number.to_le_bytes() || best.as_ref().is_some_and(|best| best.rtt <= rtt) {
+        if best.as_ref().is_some_and(|best| best.rtt <= rtt) {
             continue;
         }
-        let there = there.iter().rev().fold(0i128, |all, byte| all << 8 | i128::from(*byte));
         let half = i128::try_from(rtt.as_nanos() / 2).unwrap_or_default();
         best = Some(Offset { realtime: realtime + half - there, monotonic: monotonic + half - there, rtt });
     }
     best.ok_or_else(|| io::Error::other("nobody tells the time"))
+}
+
+/// The server's time in its answer to question `number`. Answers to earlier ones, given up already, are passed over: else one that
+/// is late would put all that follow out of step.
+fn answer_to(socket: &UdpSocket, number: u64) -> Option<i128> {
+    loop {
+        let mut answer = [0; 16];
+        // Shorter is nobody's answer; no answer within the socket's patience is an error.
+        if socket.recv(&mut answer).ok()? < answer.len() {
+            continue;
+        }
+        if let Some(there) = answer.strip_prefix(&number.to_le_bytes()) {
+            return Some(u64::from_le_bytes(there.try_into().ok()?).into());
+        }
+    }
 }
 
 /// Compares this machine's clocks with the wall clock of a server; sets this wall clock by it where `set` says so.
