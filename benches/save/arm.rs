@@ -101,6 +101,8 @@ impl Files {
     pub fn restore(&self, kind: Kind, verify: bool) -> Restored {
         let dir = tempfile::TempDir::with_prefix("sterna-bench-").unwrap();
         let console = Console::follow(dir.path().join("serial"));
+        // The disk still has what was saved before; neither is to wait for that.
+        rustix::fs::sync();
         match kind {
             Kind::Sterna => self.restore_sterna(&console, verify),
             Kind::Qemu => self.restore_qemu(&console, verify),
