@@ -300,7 +300,10 @@ impl Committed {
 
     /// It is gone from here.
     pub fn end(self, ended: Ended) {
-        self.vm.end(ended);
+        let Self { vm, machine, .. } = self;
+        // First: what its devices have in the file system goes with the last who holds it, and who hears of the end exits.
+        drop(machine);
+        vm.end(ended);
     }
 }
 

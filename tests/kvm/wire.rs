@@ -156,7 +156,11 @@ impl Shared {
             thread::spawn(move || match shared.forward(&mut from, &mut to, towards_target, cuts) {
                 // The end, or a reset: what came before has been carried on.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => drop(to.shutdown(Shutdown::Write)),
-                _ => [&from, &to].iter().for_each(|stream| drop(stream.shutdown(Shutdown::Both))),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {
+                    [&from, &to].iter().for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
+                }
+                // Nobody takes it there any more; what was said there before is still on its way back.
+                _ => drop(io::copy(&mut from, &mut io::sink())),
             });
         }
     }
