@@ -26,6 +26,12 @@ impl MemoryGroup {
         };
         let group = Self { dir: parent.join(format!("sterna-test-{}", process::id())), limit_file };
         fs::create_dir(&group.dir).unwrap();
+        // Where the machine has swap, it is not for this group: one of these is there then.
+        for no_swap in ["memory.swap.max", "memory.swappiness"].map(|name| group.dir.join(name)) {
+            if no_swap.exists() {
+                fs::write(no_swap, "0").unwrap();
+            }
+        }
         group.set_limit(limit_bytes);
         group
     }
