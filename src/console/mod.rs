@@ -175,7 +175,11 @@ impl Console {
 
     /// Ends it: what the guest said goes out, the terminal is as it was before, the socket is gone.
     pub fn close(&mut self) {
-        self.output.lock().drain(DRAIN_LIMIT);
+        let mut output = self.output.lock();
+        output.drain(DRAIN_LIMIT);
+        // A reader that takes nothing is waited for once.
+        output.clear_sink();
+        drop(output);
         (self.terminal, self.input, self.listener) = (None, None, None);
     }
 
