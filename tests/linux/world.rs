@@ -52,9 +52,7 @@ impl Travel {
         self.vm = loop {
             match traveller(&site) {
                 Ok(vm) => break vm,
-                Err(error) if error.to_string().contains("/shared/web.img") && Instant::now() < deadline => {
-                    refused += 1
-                }
+                Err(error) if error.to_string().contains("is locked by") && Instant::now() < deadline => refused += 1,
                 Err(error) => return Err(error),
             }
             std::thread::sleep(Duration::from_millis(500));
