@@ -6,8 +6,8 @@
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Longest path of a Unix socket: `sun_path` less its NUL (unix(7)).
@@ -168,7 +168,7 @@ impl Registry {
             if !same_file(&lock, &path).map_err(error)? {
                 continue;
             }
-            write_pid(&mut lock).map_err(error)?;
+            write_pid(&lock).map_err(error)?;
             let claim = Claim { registry: self.clone(), name: name.to_owned(), _lock: lock };
             claim.remove_sockets();
             return Ok(claim);
@@ -234,10 +234,12 @@ fn read_pid(lock: &mut File) -> Option<u32> {
     text.trim().parse().ok()
 }
 
-fn write_pid(lock: &mut File) -> io::Result<()> {
-    lock.set_len(0)?;
-    lock.rewind()?;
-    writeln!(lock, "{}", std::process::id())
+/// What a crashed VM has left is written over and never emptied first: ext4 brings a file that was emptied to the disk at once,
+/// which takes a start most of a millisecond.
+fn write_pid(lock: &File) -> io::Result<()> {
+    let text = format!("{}\n", std::process::id());
+    lock.write_all_at(text.as_bytes(), 0)?;
+    lock.set_len(text.len() as u64)
 }
 
 /// Whether `byte` may stand in a name.

@@ -22,12 +22,13 @@ fn main() {
     let kinds = [Kind::Sterna, Kind::Qemu];
     let mut samples: [Vec<Sample>; 2] = Default::default();
     println!("{blocks} blocks, {MEMORY_MIB} MiB, 1 vCPU, guest {}", sterna_guest::GUEST_ELF);
+    let directory = tempfile::TempDir::with_prefix("sterna-bench-").unwrap();
     for block in 0..blocks {
         // Whoever goes first changes with each block.
         for turn in 0..kinds.len() {
             let which = (block + turn) % kinds.len();
             warm_memory(MEMORY_MIB);
-            samples[which].push(monitor::measure(kinds[which], MEMORY_MIB));
+            samples[which].push(monitor::measure(kinds[which], MEMORY_MIB, directory.path()));
         }
     }
     report(&kinds, &samples);

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,14 +26,18 @@ pub struct Sample {
     pub idle_cpu_ms_per_s: f64,
 }
 
+/// How long the halted guest is left alone first: what a monitor does once its guest runs is over by then, and no thread that
+/// ends takes what it used out of the sum.
+const SETTLE: Duration = Duration::from_millis(700);
+
 /// How long the halted guest is watched.
 const WATCH: Duration = Duration::from_millis(500);
 
 /// Starts the monitor, waits for the guest's first byte, looks at the process, and ends it.
-pub fn measure(kind: Kind, memory_mib: u64) -> Sample {
-    let directory = tempfile::TempDir::with_prefix("sterna-bench-").unwrap();
+/// `directory` is the host's directory of VMs, the same in each run as it is on a host.
+pub fn measure(kind: Kind, memory_mib: u64, directory: &Path) -> Sample {
     let mut command = command(kind, memory_mib);
-    command.env("STERNA_DIR", directory.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.env("STERNA_DIR", directory).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let start = Instant::now();
     let mut child = Running(command.spawn().unwrap());
     let mut output = child.0.stdout.take().unwrap();
@@ -46,7 +51,7 @@ pub fn measure(kind: Kind, memory_mib: u64) -> Sample {
         output.read_exact(&mut byte).unwrap();
         greeting.push(byte[0]);
     }
-    thread::sleep(Duration::from_millis(100));
+    thread::sleep(SETTLE);
     let before = cpu_ms(child.0.id());
     thread::sleep(WATCH);
     let idle_cpu_ms_per_s = (cpu_ms(child.0.id()) - before) / WATCH.as_secs_f64();
