@@ -116,9 +116,6 @@ pub enum Command {
     /// No guest is touched: this host
     #[command(subcommand)]
     Host(HostCommand),
-    /// The VM that `run --detach` leaves behind; its orders come on standard input
-    #[command(hide = true)]
-    Detached(Named),
     /// The process that `receive` makes for a machine to come
     #[command(hide = true)]
     Received(ReceivedArgs),

@@ -3,18 +3,16 @@
 use crate::clock;
 use log::{LevelFilter, Log, Metadata, Record};
 use std::io::{IsTerminal, Write, stderr};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 /// Environment variable that sets the level: off, error, warn, info, debug or trace.
 pub const VARIABLE: &str = "STERNA_LOG";
 
-struct StandardError {
-    /// A terminal may be in raw mode, where a newline does not return the carriage.
-    end_of_line: &'static str,
-}
+struct StandardError;
 
-static LOGGER: OnceLock<StandardError> = OnceLock::new();
+/// Standard error is a terminal. It may be in raw mode, where a newline does not return the carriage.
+static TERMINAL: AtomicBool = AtomicBool::new(false);
 
 impl Log for StandardError {
     /// virtio-queue logs what a guest does wrong each time it does it, so that a guest could fill the host's log; the
@@ -28,23 +26,23 @@ impl Log for StandardError {
             return;
         }
         let time = clock::rfc3339(SystemTime::now());
-        let line = format!("{time} {:5} {}{}", record.level(), record.args(), self.end_of_line);
+        let end_of_line = if TERMINAL.load(Ordering::Relaxed) { "\r\n" } else { "\n" };
+        let line = format!("{time} {:5} {}{end_of_line}", record.level(), record.args());
         let _ = stderr().lock().write_all(line.as_bytes()); // there is nowhere left to complain
     }
 
     fn flush(&self) {}
 }
 
-/// Starts logging at `default`, or at what `STERNA_LOG` says, raised by each of `verbose`. Called once, before
-/// threads.
+/// Logs from here on at `default`, or at what `STERNA_LOG` says, raised by each of `verbose`. Called before threads, and again where
+/// standard error has become another file.
 pub fn start(default: LevelFilter, verbose: u8) {
     let asked = std::env::var(VARIABLE).ok();
     let level = level(asked.as_deref(), default, verbose);
-    let end_of_line = if stderr().is_terminal() { "\r\n" } else { "\n" };
-    if log::set_logger(LOGGER.get_or_init(|| StandardError { end_of_line })).is_ok() {
-        log::set_max_level(level);
-    }
-    if let Some(text) = asked.filter(|text| text.parse::<LevelFilter>().is_err()) {
+    TERMINAL.store(stderr().is_terminal(), Ordering::Relaxed);
+    let first = log::set_logger(&StandardError).is_ok();
+    log::set_max_level(level);
+    if first && let Some(text) = asked.filter(|text| text.parse::<LevelFilter>().is_err()) {
         log::warn!("{VARIABLE} is '{text}'; it must be off, error, warn, info, debug or trace");
     }
 }
@@ -60,7 +58,7 @@ mod tests {
 
     #[test]
     fn a_guest_cannot_fill_the_log_through_virtio_queue() {
-        let enabled = |target| StandardError { end_of_line: "" }.enabled(&Metadata::builder().target(target).build());
+        let enabled = |target| StandardError.enabled(&Metadata::builder().target(target).build());
         assert!(!enabled("virtio_queue::queue"));
         assert!(enabled("sterna::vmm"));
     }

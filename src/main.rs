@@ -3,13 +3,12 @@
 use clap::Parser;
 use log::LevelFilter;
 use std::process::ExitCode;
-use sterna::cli::{Cli, Command};
+use sterna::cli::Cli;
 use sterna::{commands, exit, log as logger};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let level = if matches!(cli.command, Command::Detached(_)) { LevelFilter::Info } else { LevelFilter::Warn };
-    logger::start(level, cli.verbose);
+    logger::start(LevelFilter::Warn, cli.verbose);
     match commands::run(cli) {
         Ok(()) => ExitCode::from(exit::DONE),
         Err(error) if error.is_closed_output() => ExitCode::from(exit::DONE),

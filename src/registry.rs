@@ -169,7 +169,7 @@ impl Registry {
                 continue;
             }
             write_pid(&lock).map_err(error)?;
-            let claim = Claim { registry: self.clone(), name: name.to_owned(), _lock: lock };
+            let claim = Claim { registry: self.clone(), name: name.to_owned(), lock };
             claim.remove_sockets();
             return Ok(claim);
         }
@@ -182,7 +182,7 @@ pub struct Claim {
     registry: Registry,
     name: String,
     /// Open file description that holds the lock.
-    _lock: File,
+    lock: File,
 }
 
 impl Claim {
@@ -194,6 +194,17 @@ impl Claim {
     /// The directory of its sockets and files.
     pub fn dir(&self) -> &Path {
         self.registry.dir()
+    }
+
+    /// Leaves the name to a child that was forked while it was held: its lock is the child's as well.
+    pub fn leave(self) {
+        std::mem::forget(self);
+    }
+
+    /// Says that it is this process, forked from the one that took it, whose name it is.
+    pub fn adopt(&self) -> Result<(), Error> {
+        let path = || self.registry.lock(&self.name);
+        write_pid(&self.lock).map_err(|source| Error::Lock { path: path(), source })
     }
 
     fn remove_sockets(&self) {

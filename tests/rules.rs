@@ -31,6 +31,7 @@ const UNSAFE_FILES: &[&str] = &[
     "migration/src/file/uffd.rs",
     "migration/src/present.rs",
     "migration/src/ram.rs",
+    "src/commands/fork.rs",
     "src/host_check/sys.rs",
     "src/vmm/dirty.rs",
     "src/vmm/kick.rs",

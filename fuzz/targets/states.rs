@@ -57,11 +57,11 @@ const MOST_TAKEN: u32 = 2000;
 fn machine() -> Option<Machine> {
     let kvm = Kvm::new().ok()?;
     let cpuid = supported_cpuid(&kvm).expect("what KVM supports");
-    let host = HostProfile::of(&kvm).expect("what this host is");
     let vm = kvm.create_vm().expect("a VM");
     prepare_vm(&vm).expect("a VM as the program makes it");
     vm.create_irq_chip().expect("interrupt controllers");
     let vcpu = vm.create_vcpu(0).expect("a vCPU");
+    let host = HostProfile::of(&kvm, &vcpu).expect("what this host is");
     vcpu.set_cpuid2(&vcpu_cpuid(&cpuid, 0, 1)).expect("its CPUID");
     let plan = MsrPlan::find(&kvm, &vcpu).expect("its MSRs");
     let states = (

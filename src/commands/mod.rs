@@ -6,6 +6,7 @@ mod confine;
 mod console;
 mod detach;
 mod events;
+mod fork;
 mod host;
 mod inspect;
 mod list;
@@ -32,7 +33,6 @@ pub fn run(cli: Cli) -> Result<(), Error> {
     let output = Output { json: cli.json };
     match cli.command {
         Command::Run(args) => run::run(&registry, *args, cli.verbose, output),
-        Command::Detached(_) => detach::serve(&registry),
         Command::Save(args) => migrate::save(&registry, args, output),
         Command::Restore(args) => restore::restore(&registry, args, cli.verbose, output),
         Command::Inspect(args) => inspect::inspect(&args, output),

@@ -13,11 +13,12 @@ pub fn restore(registry: &Registry, args: RestoreArgs, verbose: u8, output: Outp
     let file = std::path::absolute(&file).map_err(|source| Error::File { attempt: "find", path: file, source })?;
     let wanted = name.clone().unwrap_or_else(|| file.display().to_string());
     let failed = |source| Error::Start { name: wanted.clone(), source };
-    let mut description = vmm::open_saved(&file, name.as_deref(), &migrate::join(map)).map_err(failed)?;
+    let (saved, mut description) = vmm::open_saved(&file, name.as_deref(), &migrate::join(map)).map_err(failed)?;
     description.settle(|name| registry.console(name));
-    // The directory that its sockets are to be in is made with it; the VM's process claims the name for itself.
-    drop(registry.claim(&description.config.name)?);
+    // The directory that its sockets are to be in is made with it.
+    let claim = registry.claim(&description.config.name)?;
     description.config.validate_arrival().none_or(())?;
-    let order = RestoreOrder { file, description, again, load };
-    detach::start(registry, &Orders { source: Source::Restore(Box::new(order)), paused, stop_timeout }, verbose, output)
+    let order = RestoreOrder { path: file, saved, description, again, load };
+    let orders = Orders { source: Source::Restore(Box::new(order)), paused, stop_timeout };
+    detach::start(registry, claim, orders, verbose, output)
 }

@@ -11,7 +11,6 @@ use crate::events::{Event, EventBus};
 use crate::records::Records;
 use crate::registry::{self, Claim, Registry};
 use crate::vmm::{self, RestoreOrder, Start};
-use serde::{Deserialize, Serialize};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, absolute};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +18,6 @@ use std::time::Duration;
 use sterna_migration::handover::Phase;
 
 /// All that a VM's process is told.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct Orders {
     /// Where it comes from.
     pub source: Source,
@@ -30,7 +28,6 @@ pub struct Orders {
 }
 
 /// Where a VM comes from.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub enum Source {
     /// It boots.
     Boot(Box<VmConfig>),
@@ -65,23 +62,15 @@ pub fn run(registry: &Registry, args: RunArgs, verbose: u8, output: Output) -> R
     if detach && config.serial == SerialConfig::Stdio {
         problems.add("serial: stdio is not there with --detach; choose null, file=PATH or socket=PATH");
     }
-    let claim = match claim {
-        Err(registry::Error::BadName(_)) => None, // which `validate` has found as well
-        Err(error) if !problems.list().is_empty() => {
-            problems.add(error.to_string());
-            None
-        }
-        claim => Some(claim?),
-    };
-    let orders = problems.none_or(Orders { source: Source::Boot(Box::new(config)), paused, stop_timeout })?;
-    match claim {
-        Some(claim) if !detach => execute(claim, orders, || Ok(())),
-        // The process that is to be the VM claims the name for itself.
-        claim => {
-            drop(claim);
-            detach::start(registry, &orders, verbose, output)
-        }
+    match &claim {
+        Err(registry::Error::BadName(_)) => {} // which `validate` has found as well
+        Err(error) if !problems.list().is_empty() => problems.add(error.to_string()),
+        _ => {}
     }
+    problems.none_or(())?;
+    let claim = claim?;
+    let orders = Orders { source: Source::Boot(Box::new(config)), paused, stop_timeout };
+    if detach { detach::start(registry, claim, orders, verbose, output) } else { execute(claim, orders, || Ok(())) }
 }
 
 /// The machine that the command line and the file describe.

@@ -15,14 +15,13 @@ use super::vcpu::{Outcome, Shared, VcpuThread};
 use super::wiring::{KvmWiring, LevelPin};
 use crate::config::VmConfig;
 use crate::events::{Event, EventBus};
-use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
 use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
-use sterna_arch::{BootSource, Entry, layout};
+use sterna_arch::{BootSource, CpuProfile, Entry, HostProfile, layout};
 use sterna_devices::legacy::{Power, PvPanic};
 use sterna_devices::pci::{BarWindow, ConfigPorts, Ecam, PciSegment};
 use sterna_devices::virtio::VirtioDevice;
@@ -86,13 +85,20 @@ pub fn build(config: &VmConfig, host: &Host, events: &Arc<EventBus>) -> Result<N
 }
 
 impl NewMachine {
-    /// Makes ready for a state from elsewhere: vCPUs with the CPUID that the guest knows, devices that stand still.
+    /// Makes ready for the state of a guest whose processors are those of `guest`: vCPUs with the CPUID that it knows.
     ///
     /// # Errors
-    /// What KVM refuses.
-    pub fn expect(&self, cpuid: &CpuId, config: &VmConfig) -> Result<(), Error> {
+    /// What this host's processors lack, and what KVM refuses.
+    pub fn expect(&self, guest: &CpuProfile, host: &Host, config: &VmConfig) -> Result<(), Error> {
+        if let Some(first) = self.parts.vcpus.first() {
+            let here = HostProfile::of(&host.kvm, &lock(first)).map_err(|source| Error::VmState { source })?;
+            let problems = sterna_arch::incompatibilities(guest, &here);
+            if !problems.is_empty() {
+                return Err(Error::Refused(problems));
+            }
+        }
         for (index, vcpu) in (0u32..).zip(&self.parts.vcpus) {
-            let cpuid = sterna_arch::vcpu_cpuid(cpuid, index, config.cpus);
+            let cpuid = sterna_arch::vcpu_cpuid(&host.cpuid, index, config.cpus);
             lock(vcpu).set_cpuid2(&cpuid).map_err(kvm_error("setting the CPUID that the guest knows"))?;
         }
         Ok(())

@@ -13,7 +13,7 @@ use kvm_ioctls::Kvm;
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock};
 use sterna_arch::state::{self, MsrPlan, StateError};
-use sterna_arch::{CpuProfile, HostProfile, TrialVm, layout};
+use sterna_arch::{CpuProfile, layout};
 use sterna_devices::legacy::{Serial, VmGenId};
 use sterna_devices::virtio::blk::{Image, ImageError};
 use sterna_devices::virtio::net::Tap;
@@ -27,8 +27,6 @@ pub struct Host {
     pub cpuid: CpuId,
     /// The processors as they are saved; asked when a machine is to be.
     processor: Arc<OnceLock<Processor>>,
-    /// What it was found with that a guest from elsewhere can run here; kept until nobody waits for its end.
-    trial: Mutex<Option<TrialVm>>,
     /// Guest RAM.
     pub memory: Memory,
     /// Disk images, in the configuration's order, locked but while a machine is on its way.
@@ -91,15 +89,6 @@ impl Host {
                 .and_then(|supported| sterna_arch::model_cpuid(&supported, config.cpu))
                 .map_err(|source| Error::Cpuid { source })?,
         };
-        let mut trial = Mutex::new(None);
-        if let Some(profile) = cpu {
-            let (here, vm) = HostProfile::of(&kvm).map_err(|source| Error::VmState { source })?;
-            trial = Mutex::new(Some(vm));
-            let problems = sterna_arch::incompatibilities(profile, &here);
-            if !problems.is_empty() {
-                return Err(Error::Refused(problems));
-            }
-        }
         let memory =
             Memory::new(config.memory_bytes).map_err(|source| Error::Memory { bytes: config.memory_bytes, source })?;
         let mut refused = Vec::new();
@@ -120,7 +109,7 @@ impl Host {
         let vmgenid = Arc::new(Mutex::new(VmGenId::new(GuestAddress(layout::GENERATION_ID), generation)));
         let console = Arc::new(Mutex::new(console));
         let (kvm, processor) = (Arc::new(kvm), Arc::default());
-        Ok(Self { kvm, cpuid, processor, trial, memory, images, taps, serial_line, serial, vmgenid, console })
+        Ok(Self { kvm, cpuid, processor, memory, images, taps, serial_line, serial, vmgenid, console })
     }
 
     /// The guest's processors as they are saved. The first call makes a VM of its own to find out, so not while a guest stands
@@ -135,13 +124,11 @@ impl Host {
         }
     }
 
-    /// What a start need not wait for, to be called when the guest runs: ends the VM that was made to find out what this
-    /// host can do, and asks for [`Self::processor`], so that a move finds it known. It keeps nothing open that others see.
+    /// What a start need not wait for, to be called when the guest runs: asks for [`Self::processor`], so that a move finds it
+    /// known. It keeps nothing open that others see.
     pub fn afterwards(&self) -> impl FnOnce() + Send + 'static {
         let (kvm, cpuid, processor) = (Arc::clone(&self.kvm), self.cpuid.clone(), Arc::clone(&self.processor));
-        let trial = super::machine::lock(&self.trial).take();
         move || {
-            drop(trial);
             match Processor::find(&kvm, &cpuid) {
                 Ok(found) => drop(processor.get_or_init(|| found)),
                 // It is tried again, and told, when it is wanted.

@@ -74,7 +74,7 @@ fn prepare(arrival: &Arrival, options: RunOptions, sender: &Sender<Outcome>) -> 
     let vm =
         Vm::new(description.config.clone(), Arc::new(host), description.identity, Arc::clone(&events), sender.clone());
     let new = build::build(&vm.config, &vm.host, &events)?;
-    new.expect(&vm.host.cpuid, &vm.config)?;
+    new.expect(&description.cpu, &vm.host, &vm.config)?;
     let memory = &vm.host.memory;
     memory.prefer_huge_pages().map_err(|source| Error::Memory { bytes: vm.config.memory_bytes, source })?;
     let parked = new.park(console(&vm), sender.clone())?;
@@ -112,7 +112,7 @@ fn misfits(arrival: &Arrival, host: &Host) -> Vec<String> {
 /// Builds the machine and lets it go: what KVM or a device refuses shows.
 fn try_to_build(description: &Description, host: &Host) -> Result<(), Error> {
     let events = Arc::new(EventBus::new(&description.config.name));
-    build::build(&description.config, host, &events)?.expect(&host.cpuid, &description.config)
+    build::build(&description.config, host, &events)?.expect(&description.cpu, host, &description.config)
 }
 
 /// What a target finds when it tries all that a move needs.

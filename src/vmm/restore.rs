@@ -13,7 +13,6 @@ use crate::clock::rfc3339;
 use crate::config::VmConfig;
 use crate::control::machine::{Machine, RunOptions};
 use crate::control::movement::{Kind, Limits, Map, MoveStatus, Phase};
-use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -26,8 +25,7 @@ use sterna_migration::file::{self, Claim, Form, Hooks, SavedFile};
 const READERS: usize = 4;
 
 /// How RAM comes back.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Load {
     /// The file is mapped: the guest runs at once, and its pages come when they are touched. The file must stay as it is.
     #[default]
@@ -39,10 +37,11 @@ pub enum Load {
 }
 
 /// An order to restore.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RestoreOrder {
+    /// Where the file is.
+    pub path: PathBuf,
     /// The file.
-    pub file: PathBuf,
+    pub saved: SavedFile,
     /// What is in it, with names and paths as they are to be here.
     pub description: Description,
     /// Also where it was restored before: as a second copy, with a generation id of its own.
@@ -55,20 +54,20 @@ pub struct RestoreOrder {
 ///
 /// # Errors
 /// What is no saved machine, or a map that does not fit it.
-pub fn open(file: &Path, name: Option<&str>, map: &Map) -> Result<Description, Error> {
+pub fn open(file: &Path, name: Option<&str>, map: &Map) -> Result<(SavedFile, Description), Error> {
     let opened = SavedFile::open(file).map_err(|source| Error::saved(file, source))?;
     let decoded = Description::decode(&opened.contents().description);
     let mut description = decoded.map_err(|source| Error::Description { path: file.to_owned(), source })?;
     if let Some(problem) = description.inconsistency() {
         return Err(Error::Refused(vec![problem]));
     }
-    description.rehome(name, map).none_or(description).map_err(|problems| Error::Refused(problems.list().to_vec()))
+    let problems = description.rehome(name, map);
+    problems.none_or((opened, description)).map_err(|problems| Error::Refused(problems.list().to_vec()))
 }
 
 /// A file and what its machine needs of this host, opened.
 pub struct Restoring {
     order: RestoreOrder,
-    file: SavedFile,
     claim: Claim,
     host: Host,
 }
@@ -77,13 +76,11 @@ impl Restoring {
     /// Takes the right to restore, and opens all that the machine needs.
     ///
     /// # Errors
-    /// What is no saved machine, one that was restored before, and what this host cannot give it.
-    pub fn open(order: RestoreOrder) -> Result<Self, Error> {
-        let saved = |source: file::Error| Error::saved(&order.file, source);
-        let mut file = SavedFile::open(&order.file).map_err(saved)?;
-        let claim = file.claim().map_err(saved)?;
+    /// A file that was restored before, and what this host cannot give it.
+    pub fn open(mut order: RestoreOrder) -> Result<Self, Error> {
+        let claim = order.saved.claim().map_err(|source| Error::saved(&order.path, source))?;
         if let (Some(before), false) = (&claim.restored_before, order.again) {
-            return Err(Error::RestoredBefore { path: order.file.clone(), before: before.clone() });
+            return Err(Error::RestoredBefore { path: order.path.clone(), before: before.clone() });
         }
         let Description { config, cpu, disks, .. } = &order.description;
         let host = Host::open(config, Some(cpu), Locks::Now)?;
@@ -95,7 +92,7 @@ impl Restoring {
                 return Err(Error::Refused(problems));
             }
         }
-        Ok(Self { order, file, claim, host })
+        Ok(Self { order, claim, host })
     }
 
     /// The machine as it will be here.
@@ -108,21 +105,21 @@ impl Restoring {
 pub fn run(restoring: Restoring, options: RunOptions, sender: &Sender<Outcome>) -> Result<Arc<Vm>, Error> {
     let began = Instant::now();
     let RunOptions { paused, events, ready } = options;
-    let Restoring { order, file, claim, host } = restoring;
+    let Restoring { order, claim, host } = restoring;
     let Description { config, identity, .. } = order.description.clone();
     let vm = Vm::new(config, Arc::new(host), identity, Arc::clone(&events), sender.clone());
-    let movement = Movement::begin(status(&order, &file), Limits::default(), events);
+    let movement = Movement::begin(status(&order), Limits::default(), events);
     vm.expect(Arc::clone(&movement));
     let new = build::build(&vm.config, &vm.host, &vm.events)?;
-    new.expect(&vm.host.cpuid, &vm.config)?;
-    fill_ram(&order, &file, &vm)?;
-    let mut sections = file.sections().clone();
-    let restored = |source| Error::State { path: order.file.clone(), source };
-    let run = RunSection::take(&mut sections).map_err(restored)?;
-    let machine = new.park(console(&vm), sender.clone())?.restore(sections).map_err(restored)?;
+    new.expect(&order.description.cpu, &vm.host, &vm.config)?;
+    // The mark takes a disk as long as the rest takes here, and is there before the guest runs.
+    let (filled, marked) = beside(|| mark(&claim), || fill(&order, new, &vm, sender))?;
+    let (machine, run) = filled.inspect_err(|_| {
+        if let (Ok(()), Err(error)) = (&marked, claim.unmark()) {
+            log::error!("{} stays marked as restored, and its machine has not run: {error}", order.path.display());
+        }
+    })?;
     let machine = vm.fill(machine);
-    let mark = format!("on {} at {}", super::description::host_name(), rfc3339(SystemTime::now()));
-    let marked = claim.mark(&mark);
     if claim.restored_before.is_some() || marked.is_err() {
         // A copy that is not known to be the only one.
         let generation = VmGenId::random().map_err(|source| Error::Host { what: "a generation id", source })?;
@@ -143,8 +140,39 @@ pub fn run(restoring: Restoring, options: RunOptions, sender: &Sender<Outcome>) 
     Ok(vm)
 }
 
-fn fill_ram(order: &RestoreOrder, file: &SavedFile, vm: &Vm) -> Result<(), Error> {
-    let saved = |source: file::Error| Error::saved(&order.file, source);
+/// What `work` gives, and what `aside` gives in a thread of its own.
+fn beside<A: Send, W>(aside: impl FnOnce() -> A + Send, work: impl FnOnce() -> W) -> Result<(W, A), Error> {
+    std::thread::scope(|scope| {
+        let aside = std::thread::Builder::new().spawn_scoped(scope, aside);
+        let aside = aside.map_err(|source| Error::Host { what: "a thread", source })?;
+        let worked = work();
+        Ok((worked, aside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
+    })
+}
+
+/// Notes when and where the machine goes on.
+fn mark(claim: &Claim) -> Result<(), file::Error> {
+    claim.mark(&format!("on {} at {}", super::description::host_name(), rfc3339(SystemTime::now())))
+}
+
+/// Gives the machine its memory and its state.
+fn fill(
+    order: &RestoreOrder,
+    new: build::NewMachine,
+    vm: &Arc<Vm>,
+    sender: &Sender<Outcome>,
+) -> Result<(super::machine::Machine, RunSection), Error> {
+    fill_ram(order, vm)?;
+    let mut sections = order.saved.sections().clone();
+    let restored = |source| Error::State { path: order.path.clone(), source };
+    let run = RunSection::take(&mut sections).map_err(restored)?;
+    let machine = new.park(console(vm), sender.clone())?.restore(sections).map_err(restored)?;
+    Ok((machine, run))
+}
+
+fn fill_ram(order: &RestoreOrder, vm: &Vm) -> Result<(), Error> {
+    let file = &order.saved;
+    let saved = |source: file::Error| Error::saved(&order.path, source);
     let memory = &vm.host.memory;
     let failed = |source| Error::Memory { bytes: vm.config.memory_bytes, source };
     match order.load {
@@ -167,9 +195,10 @@ fn fill_ram(order: &RestoreOrder, file: &SavedFile, vm: &Vm) -> Result<(), Error
     }
 }
 
-fn status(order: &RestoreOrder, file: &SavedFile) -> MoveStatus {
-    let (contents, config) = (file.contents(), &order.description.config);
-    let peer = order.file.display().to_string();
+fn status(order: &RestoreOrder) -> MoveStatus {
+    let (file, config) = (&order.saved, &order.description.config);
+    let contents = file.contents();
+    let peer = order.path.display().to_string();
     let mut status = MoveStatus::begin(contents.id, contents.epoch, Kind::Restore, peer, config.memory_bytes);
     status.incoming = true;
     status.phase = Phase::Restoring;

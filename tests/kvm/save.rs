@@ -183,6 +183,8 @@ pub fn damaged_memory_is_found_where_it_is_compared() {
         assert_says(&said, &["the file is damaged: pages ", " are not those that were saved"]);
     }
     assert_eq!(host.state(NAME), None);
+    // Its machine has not run.
+    assert_says(&host.ok(&["inspect", &file]), &["restored    never"]);
 }
 
 /// Disks come back as they were left, or not at all.

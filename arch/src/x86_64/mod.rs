@@ -36,5 +36,5 @@ pub use error::BootError;
 pub use kernel::{BootSource, Entry, Protocol, load_kernel};
 pub use layout::ram_ranges;
 pub use model::{CpuModel, UnknownCpuModel, model_cpuid};
-pub use profile::{CpuProfile, HostProfile, TrialVm, incompatibilities};
+pub use profile::{CpuProfile, HostProfile, incompatibilities};
 pub use vcpu::{VcpuSetupError, setup_vcpu};

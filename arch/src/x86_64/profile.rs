@@ -9,7 +9,7 @@ use super::cpuid::{supported_cpuid, vendor};
 use super::features::{WORDS, Word};
 use super::state::{Msr, StateError, at_most, msr};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
 
 /// What KVM gives and takes where no feature of a process's own choice makes it more (AMX would).
@@ -147,29 +147,19 @@ pub struct HostProfile {
     pub scales_tsc: bool,
 }
 
-/// The VM that a [`HostProfile`] was found with. Its end waits for a grace period of KVM's, several milliseconds: drop it where nobody
-/// waits.
-pub struct TrialVm {
-    _vcpu: VcpuFd,
-    _vm: VmFd,
-}
-
 impl HostProfile {
-    /// This host's, and the VM that it was found with.
+    /// This host's, found with a vCPU that has not run yet: it has all that there is afterwards, until it is given its own CPUID.
     ///
     /// # Errors
     /// What KVM does not tell.
-    pub fn of(kvm: &Kvm) -> Result<(Self, TrialVm), StateError> {
-        let failed = |what| move |source| StateError::Read { what, source };
+    pub fn of(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Self, StateError> {
         let cpuid = supported_cpuid(kvm).map_err(|error| match error {
             CpuidError::Supported(source) => StateError::Read { what: "the CPUID that KVM supports", source },
             other => StateError::Value(other.to_string()),
         })?;
-        let vm = kvm.create_vm().map_err(failed("what KVM can do: it makes no VM"))?;
-        let vcpu = vm.create_vcpu(0).map_err(failed("what KVM can do: it makes no vCPU"))?;
-        vcpu.set_cpuid2(&cpuid).map_err(failed("what KVM can do: it does not take its own CPUID"))?;
-        let cpu = CpuProfile::of(kvm, &vcpu, &cpuid)?;
-        Ok((Self { cpu, scales_tsc: kvm.check_extension(Cap::TscControl) }, TrialVm { _vcpu: vcpu, _vm: vm }))
+        let refused = |source| StateError::Set { what: "the CPUID that KVM supports", source };
+        vcpu.set_cpuid2(&cpuid).map_err(refused)?;
+        Ok(Self { cpu: CpuProfile::of(kvm, vcpu, &cpuid)?, scales_tsc: kvm.check_extension(Cap::TscControl) })
     }
 }
 

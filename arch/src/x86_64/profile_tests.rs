@@ -127,9 +127,9 @@ fn the_tsc_may_differ_by_what_kvm_tolerates_or_scales() {
 #[test]
 fn a_guest_of_this_host_can_stay_here_with_its_own_cpuid() {
     let kvm = Kvm::new().expect("this test needs /dev/kvm");
-    let (host, _trial) = HostProfile::of(&kvm).unwrap();
     let vm = kvm.create_vm().unwrap();
     let vcpu = vm.create_vcpu(0).unwrap();
+    let host = HostProfile::of(&kvm, &vcpu).unwrap();
     let cpuid = vcpu_cpuid(&supported_cpuid(&kvm).unwrap(), 0, 4);
     vcpu.set_cpuid2(&cpuid).unwrap();
     let guest = CpuProfile::of(&kvm, &vcpu, &cpuid).unwrap();

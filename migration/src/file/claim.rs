@@ -70,12 +70,24 @@ impl Claim {
     /// # Errors
     /// A read-only file, and the system's.
     pub fn mark(&self, text: &str) -> Result<(), Error> {
+        self.write(&encode(text), "marking the file as restored")?;
+        sys::lock(&self.file, false).map(drop).map_err(Error::io("sharing the file"))
+    }
+
+    /// Takes the mark back, durably: the machine has not run. The file says what it said before.
+    ///
+    /// # Errors
+    /// As [`Self::mark`]; the mark may then stay.
+    pub fn unmark(&self) -> Result<(), Error> {
+        let before = self.restored_before.as_deref().map_or([0; BLOCK_BYTES], encode);
+        self.write(&before, "taking back the mark that the file was restored")
+    }
+
+    fn write(&self, block: &[u8; BLOCK_BYTES], done: &'static str) -> Result<(), Error> {
         if !self.writable {
             return Err(Error::ReadOnly);
         }
-        self.file.write_all_at(&encode(text), CLAIM_AT).map_err(Error::io("marking the file as restored"))?;
-        self.file.sync_data().map_err(Error::io("marking the file as restored"))?;
-        sys::lock(&self.file, false).map(drop).map_err(Error::io("sharing the file"))
+        self.file.write_all_at(block, CLAIM_AT).and_then(|()| self.file.sync_data()).map_err(Error::io(done))
     }
 }
 

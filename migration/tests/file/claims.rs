@@ -67,6 +67,23 @@ fn a_restored_file_says_so_and_stays_whole() {
 }
 
 #[test]
+fn a_mark_that_is_taken_back_leaves_what_was_there_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("web.saved");
+    let mut file = saved(&path);
+    let claim = file.claim().unwrap();
+    claim.mark("on host a").unwrap();
+    claim.unmark().unwrap();
+    assert_eq!(file.restored_before().unwrap(), None);
+    claim.mark("on host a").unwrap();
+    drop(claim);
+    let claim = file.claim().unwrap();
+    claim.mark("on host b").unwrap();
+    claim.unmark().unwrap();
+    assert_eq!(file.restored_before().unwrap().as_deref(), Some("on host a"));
+}
+
+#[test]
 fn a_read_only_file_can_be_restored_but_not_marked() {
     let mut disk = SmallDisk::new("8m");
     let path = disk.folder().join("web.saved");
