@@ -110,6 +110,9 @@ pub fn run(restoring: Restoring, options: RunOptions, sender: &Sender<Outcome>) 
     let vm = Vm::new(config, Arc::new(host), identity, Arc::clone(&events), sender.clone());
     let movement = Movement::begin(status(&order), Limits::default(), events);
     vm.expect(Arc::clone(&movement));
+    if maps(&order) {
+        map_ram(&order, &vm)?;
+    }
     let new = build::build(&vm.config, &vm.host, &vm.events)?;
     new.expect(&order.description.cpu, &vm.host, &vm.config)?;
     // The mark takes a disk as long as the rest takes here, and is there before the guest runs.
@@ -162,7 +165,9 @@ fn fill(
     vm: &Arc<Vm>,
     sender: &Sender<Outcome>,
 ) -> Result<(super::machine::Machine, RunSection), Error> {
-    fill_ram(order, vm)?;
+    if !maps(order) {
+        load_ram(order, vm)?;
+    }
     let mut sections = order.saved.sections().clone();
     let restored = |source| Error::State { path: order.path.clone(), source };
     let run = RunSection::take(&mut sections).map_err(restored)?;
@@ -170,17 +175,25 @@ fn fill(
     Ok((machine, run))
 }
 
-fn fill_ram(order: &RestoreOrder, vm: &Vm) -> Result<(), Error> {
-    let file = &order.saved;
+/// Whether RAM comes from the file as it lies there; what is compressed cannot.
+fn maps(order: &RestoreOrder) -> bool {
+    order.load == Load::Map && order.saved.form() == Form::InPlace
+}
+
+/// Maps the file, before KVM has RAM: it would be told that another mapping takes the place of the first, and some KVMs then
+/// look through all pages.
+fn map_ram(order: &RestoreOrder, vm: &Vm) -> Result<(), Error> {
+    let (file, memory) = (&order.saved, &vm.host.memory);
+    file.map(&memory.pages()).map_err(|source| Error::saved(&order.path, source))?;
+    memory.note_mapped(file.pages());
+    Ok(())
+}
+
+fn load_ram(order: &RestoreOrder, vm: &Vm) -> Result<(), Error> {
+    let (file, memory) = (&order.saved, &vm.host.memory);
     let saved = |source: file::Error| Error::saved(&order.path, source);
-    let memory = &vm.host.memory;
     let failed = |source| Error::Memory { bytes: vm.config.memory_bytes, source };
     match order.load {
-        Load::Map if file.form() == Form::InPlace => {
-            file.map(&memory.pages()).map_err(saved)?;
-            memory.note_mapped(file.pages());
-            Ok(())
-        }
         Load::Map | Load::Whole => {
             memory.prefer_huge_pages().map_err(failed)?;
             file.load(&memory.pages(), READERS, Hooks::none()).map_err(saved)
