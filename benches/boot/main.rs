@@ -10,7 +10,7 @@ mod monitor;
 
 use monitor::{Kind, Sample};
 use serde_json::json;
-use sterna_bench::{Summary, blocks, warm_memory};
+use sterna_bench::{Summary, blocks};
 
 const MEMORY_MIB: u64 = 256;
 const DEFAULT_BLOCKS: usize = 30;
@@ -27,7 +27,6 @@ fn main() {
         // Whoever goes first changes with each block.
         for turn in 0..kinds.len() {
             let which = (block + turn) % kinds.len();
-            warm_memory(MEMORY_MIB);
             samples[which].push(monitor::measure(kinds[which], MEMORY_MIB, directory.path()));
         }
     }

@@ -10,7 +10,7 @@ mod arm;
 use arm::{Files, Kind, Saving};
 use serde_json::json;
 use std::path::Path;
-use sterna_bench::{Goal, Guest, Network, Qemu, Report, blocks, ms, warm_memory, write_direct};
+use sterna_bench::{Goal, Guest, Network, Qemu, Report, blocks, ms, write_direct};
 
 const DEFAULT_BLOCKS: usize = 3;
 /// What is touched of a guest that is to be written or carried.
@@ -85,7 +85,6 @@ fn block(number: usize, folder: &Path, files: &[Files; 2], network: &mut Network
     }
     for (size, files) in files.iter().enumerate() {
         for which in kinds() {
-            warm_memory(256 + if KINDS[which] == Kind::Qemu { RESTORED_MIB[size] } else { 0 });
             let restored = files.restore(KINDS[which], number == 0);
             eprintln!("{:?}, {} MiB: {restored:?}", KINDS[which], RESTORED_MIB[size]);
             shown.restored[size][which].push(restored.sign_ms);

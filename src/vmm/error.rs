@@ -2,6 +2,7 @@
 
 use super::parts::PartError;
 use crate::exit;
+use kvm_bindings::KVM_API_VERSION;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +19,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Something else is at /dev/kvm.
+    #[error("/dev/kvm is not KVM (version {KVM_API_VERSION} of its interface); `ls -l /dev/kvm` shows what it is")]
+    NotKvm,
     /// A call to KVM failed.
     #[error("KVM: {attempt} failed; `sterna host check` tells what this host can do")]
     Kvm {
@@ -154,7 +158,7 @@ impl Error {
     /// The exit code that tells a script what kind of failure it is.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::OpenKvm { .. } => exit::UNREACHABLE,
+            Self::OpenKvm { .. } | Self::NotKvm => exit::UNREACHABLE,
             Self::Kvm { .. }
             | Self::VmState { .. }
             | Self::Cpuid { .. }

@@ -8,7 +8,7 @@ use super::parts::PartError;
 use super::wiring::Line;
 use crate::config::{DiskConfig, SerialConfig, VmConfig};
 use crate::console::Console;
-use kvm_bindings::CpuId;
+use kvm_bindings::{CpuId, KVM_API_VERSION};
 use kvm_ioctls::Kvm;
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -183,7 +183,7 @@ fn everything(mut refused: Vec<Error>, config: &VmConfig, memory: &Memory, boots
 }
 
 fn open_kvm() -> Result<Kvm, Error> {
-    Kvm::new().map_err(|error| {
+    let kvm = Kvm::new().map_err(|error| {
         let source = io::Error::from_raw_os_error(error.errno());
         let remedy = match source.kind() {
             io::ErrorKind::NotFound => "load the module: modprobe kvm-intel or kvm-amd",
@@ -191,5 +191,7 @@ fn open_kvm() -> Result<Kvm, Error> {
             _ => "`sterna host check` tells what this host can do",
         };
         Error::OpenKvm { remedy, source }
-    })
+    })?;
+    // Not negative, and the same since 2007 (the kernel's api.rst, KVM_GET_API_VERSION).
+    if u32::try_from(kvm.get_api_version()) == Ok(KVM_API_VERSION) { Ok(kvm) } else { Err(Error::NotKvm) }
 }

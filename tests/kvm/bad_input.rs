@@ -238,6 +238,14 @@ pub fn without_kvm_the_module_to_load_is_named() {
     assert_said(&said, "next: sterna host check");
 }
 
+/// Something else at its place is told to be none.
+pub fn a_dev_kvm_that_is_none_is_refused() {
+    let host = host_with_dev("mknod -m 666 /dev/kvm c 1 3 && exec");
+    let said = refused(&host, UNREACHABLE, &[]);
+    assert_said(&said, "/dev/kvm is not KVM (version 12 of its interface); `ls -l /dev/kvm` shows what it is");
+    assert_said(&said, "next: sterna host check");
+}
+
 /// A user who may not open /dev/kvm is told which group may.
 pub fn without_the_right_to_kvm_the_group_is_named() {
     let user = format!("setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups");

@@ -112,6 +112,7 @@ fn machine_tests() -> Vec<(&'static str, fn())> {
             everything_wrong_is_said_at_once,
             everything_that_does_not_open_is_said_at_once,
             a_detached_failure_is_told_to_its_parent,
+            a_dev_kvm_that_is_none_is_refused,
             without_kvm_the_module_to_load_is_named,
             without_the_right_to_kvm_the_group_is_named,
         },
