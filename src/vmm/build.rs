@@ -99,7 +99,9 @@ impl NewMachine {
         }
         for (index, vcpu) in (0u32..).zip(&self.parts.vcpus) {
             let cpuid = sterna_arch::vcpu_cpuid(&host.cpuid, index, config.cpus);
-            lock(vcpu).set_cpuid2(&cpuid).map_err(kvm_error("setting the CPUID that the guest knows"))?;
+            let vcpu = lock(vcpu);
+            vcpu.set_cpuid2(&cpuid).map_err(kvm_error("setting the CPUID that the guest knows"))?;
+            host.learn(&vcpu, Some(guest)).map_err(|source| Error::VmState { source })?;
         }
         Ok(())
     }
@@ -151,8 +153,10 @@ impl Parked {
         generation.map_err(|source| Error::Host { what: "the generation id", source: io::Error::other(source) })?;
         for (index, vcpu) in (0u32..).zip(&self.0.parts().vcpus) {
             let cpuid = sterna_arch::vcpu_cpuid(&host.cpuid, index, config.cpus);
-            sterna_arch::setup_vcpu(&lock(vcpu), &cpuid, (index == 0).then_some(&entry))
+            let vcpu = lock(vcpu);
+            sterna_arch::setup_vcpu(&vcpu, &cpuid, (index == 0).then_some(&entry))
                 .map_err(|source| Error::Vcpu { index, source })?;
+            host.learn(&vcpu, None).map_err(|source| Error::VmState { source })?;
         }
         host.memory.prefer_huge_pages().map_err(|source| Error::Memory { bytes: config.memory_bytes, source })?;
         Ok(self.0)

@@ -9,10 +9,10 @@ use super::wiring::Line;
 use crate::config::{DiskConfig, SerialConfig, VmConfig};
 use crate::console::Console;
 use kvm_bindings::{CpuId, KVM_API_VERSION};
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Kvm, VcpuFd};
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock};
-use sterna_arch::state::{self, MsrPlan, StateError};
+use sterna_arch::state::{MsrPlan, StateError};
 use sterna_arch::{CpuProfile, layout};
 use sterna_devices::legacy::{Serial, VmGenId};
 use sterna_devices::virtio::blk::{Image, ImageError};
@@ -22,11 +22,11 @@ use vm_memory::GuestAddress;
 /// See the module.
 pub struct Host {
     /// The hypervisor.
-    pub kvm: Arc<Kvm>,
+    pub kvm: Kvm,
     /// What the guest's vCPUs can do.
     pub cpuid: CpuId,
-    /// The processors as they are saved; asked when a machine is to be.
-    processor: Arc<OnceLock<Processor>>,
+    /// The processors as they are saved; known once a machine is built.
+    processor: OnceLock<Processor>,
     /// Guest RAM.
     pub memory: Memory,
     /// Disk images, in the configuration's order, locked but while a machine is on its way.
@@ -43,27 +43,12 @@ pub struct Host {
     pub console: Arc<Mutex<Console>>,
 }
 
-/// What of a guest's processors takes a VM of its own to find out.
+/// What a guest's processors are here, found with the first of them.
 pub struct Processor {
     /// Which MSRs a vCPU has here.
     pub msrs: MsrPlan,
     /// What they are, for another host.
     pub profile: CpuProfile,
-}
-
-impl Processor {
-    /// Makes a VM with one vCPU that can do `cpuid`, to find out.
-    fn find(kvm: &Kvm, cpuid: &CpuId) -> Result<Self, PartError> {
-        let failed = |source| PartError::Processor { part: "vcpu0".into(), done: "asked what it is", source };
-        let set = |source| failed(StateError::Set { what: "a VM to try", source });
-        let vm = kvm.create_vm().map_err(set)?;
-        state::prepare_vm(&vm).map_err(set)?;
-        vm.create_irq_chip().map_err(set)?;
-        let vcpu = vm.create_vcpu(0).map_err(set)?;
-        vcpu.set_cpuid2(&sterna_arch::vcpu_cpuid(cpuid, 0, 1)).map_err(set)?;
-        let profile = CpuProfile::of(kvm, &vcpu, cpuid).map_err(failed)?;
-        Ok(Self { msrs: MsrPlan::find(kvm, &vcpu).map_err(failed)?, profile })
-    }
 }
 
 /// When disks are locked.
@@ -108,33 +93,38 @@ impl Host {
         let generation = VmGenId::random().map_err(|source| Error::Host { what: "a generation id", source })?;
         let vmgenid = Arc::new(Mutex::new(VmGenId::new(GuestAddress(layout::GENERATION_ID), generation)));
         let console = Arc::new(Mutex::new(console));
-        let (kvm, processor) = (Arc::new(kvm), Arc::default());
-        Ok(Self { kvm, cpuid, processor, memory, images, taps, serial_line, serial, vmgenid, console })
+        Ok(Self { kvm, cpuid, processor: OnceLock::new(), memory, images, taps, serial_line, serial, vmgenid, console })
     }
 
-    /// The guest's processors as they are saved. The first call makes a VM of its own to find out, so not while a guest stands
-    /// still.
+    /// Finds out what the guest's processors are, with `vcpu`, which has its CPUID and has not run: a move asks for it later, and must
+    /// not try while a guest stands still. What a guest from elsewhere (`guest`) was told at its birth it keeps; only what KVM gives
+    /// and takes of its state is this host's. Reads a hundred registers.
     ///
     /// # Errors
     /// KVM's.
-    pub fn processor(&self) -> Result<&Processor, PartError> {
-        match self.processor.get() {
-            Some(known) => Ok(known),
-            None => Processor::find(&self.kvm, &self.cpuid).map(|found| self.processor.get_or_init(|| found)),
+    pub fn learn(&self, vcpu: &VcpuFd, guest: Option<&CpuProfile>) -> Result<(), StateError> {
+        if self.processor.get().is_none() {
+            let here = CpuProfile::of(&self.kvm, vcpu, &self.cpuid)?;
+            let profile = match guest {
+                Some(guest) => CpuProfile { xsave_bytes: here.xsave_bytes, ..guest.clone() },
+                None => here,
+            };
+            let msrs = MsrPlan::find(&self.kvm, vcpu)?;
+            self.processor.get_or_init(|| Processor { msrs, profile });
         }
+        Ok(())
     }
 
-    /// What a start need not wait for, to be called when the guest runs: asks for [`Self::processor`], so that a move finds it
-    /// known. It keeps nothing open that others see.
-    pub fn afterwards(&self) -> impl FnOnce() + Send + 'static {
-        let (kvm, cpuid, processor) = (Arc::clone(&self.kvm), self.cpuid.clone(), Arc::clone(&self.processor));
-        move || {
-            match Processor::find(&kvm, &cpuid) {
-                Ok(found) => drop(processor.get_or_init(|| found)),
-                // It is tried again, and told, when it is wanted.
-                Err(error) => log::debug!("{}", super::chain(&error)),
-            }
-        }
+    /// The guest's processors as they are saved.
+    ///
+    /// # Errors
+    /// No machine was built yet.
+    pub fn processor(&self) -> Result<&Processor, PartError> {
+        self.processor.get().ok_or_else(|| PartError::Processor {
+            part: "vcpu0".into(),
+            done: "asked what it is",
+            source: StateError::Value("there is no machine yet".into()),
+        })
     }
 
     /// Unlocks the disks. Whoever hears that a VM has ended may use them at once: before its process has ended.

@@ -50,7 +50,6 @@ use host::Locks;
 use movement::Off;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 use stop_key::StopKey;
 use vcpu::Outcome;
 use vm::{Identity, Vm};
@@ -110,24 +109,7 @@ pub fn run(start: Start, options: RunOptions) -> Result<Ended, Error> {
             Err(not_arrived) => return Ok(not_arrived),
         },
     };
-    afterwards(&vm);
     live(&vm, &sender, &outcomes, &events)
-}
-
-/// How long a guest that has just begun to run is left alone: another VM that is made meanwhile takes KVM's locks, and
-/// delayed its first instruction by a millisecond.
-const SETTLE: Duration = Duration::from_millis(300);
-
-/// Does beside the running guest what its start did not wait for.
-fn afterwards(vm: &Vm) {
-    let rest = vm.host.afterwards();
-    let later = move || {
-        std::thread::sleep(SETTLE);
-        rest();
-    };
-    if let Err(error) = std::thread::Builder::new().name("afterwards".into()).spawn(later) {
-        log::debug!("no thread: {error}");
-    }
 }
 
 /// From the first instruction here to the last.

@@ -29,7 +29,6 @@ pub fn check(vm: &Vm, order: &MigrateOrder) -> CheckReport {
     let mut report = CheckReport { target: order.to.clone(), ..CheckReport::default() };
     let mut note = |result: Result<(), MoveError>| report.problems.extend(result.err().map(|error| error.line()));
     note(check_caches(vm, order.unsafe_cache));
-    note(vm.host.processor().map(drop).map_err(MoveError::from));
     if let Err(error) = ask(vm, order, &mut report) {
         report.failure = Some(error.failure());
         report.problems.push(error.line());

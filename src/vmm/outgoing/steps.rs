@@ -325,7 +325,7 @@ impl Mover<'_> {
 
     /// Brings the guest to a stand and sends all that is left of it.
     pub(super) fn stop(&mut self) -> Result<(), MoveError> {
-        let msrs = &self.vm.host.processor()?.msrs; // found in `prepare`
+        let msrs = &self.vm.host.processor()?.msrs;
         self.clock.stopped = Some(Instant::now());
         let stopped = self.vm.stop_for_move().map_err(MoveError::Stop)?;
         let machine = Arc::clone(stopped.machine());

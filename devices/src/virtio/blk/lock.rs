@@ -1,14 +1,17 @@
 //! Who may use an image: OFD locks, and finding who holds one that is in the way.
 //!
 //! The lock covers the whole file, so that it also stands against QEMU's, which locks single bytes. It knows nothing
-//! of virtual machines but how to read the name of one off a command line.
+//! of virtual machines but how to tell the name of one.
 
 use super::sys;
 use std::fmt;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+/// The longest process id and its newline are shorter.
+const MAX_PID_BYTES: u64 = 16;
 
 /// Who holds a lock that is in the way.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +24,7 @@ pub enum Holder {
         pid: u32,
         /// Its command name.
         command: String,
-        /// The VM's name, if it is a Sterna VM that was named on its command line.
+        /// The VM's name, if it is a Sterna VM.
         vm: Option<String>,
     },
     /// No process that can be seen from here: another host sharing the filesystem, another PID namespace, or one
@@ -74,9 +77,7 @@ fn find_holder(file: &File) -> Option<Holder> {
         return Some(Holder::Itself);
     }
     let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned();
-    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let vm = if command == "sterna" { vm_name(&arguments) } else { None };
-    Some(Holder::Process { pid, command, vm })
+    Some(Holder::Process { pid, command, vm: vm_name(pid) })
 }
 
 /// Whether process `pid` has a lock on the file that `wanted` describes.
@@ -99,16 +100,13 @@ fn names_inode(info: &str, inode: u64) -> bool {
     files.filter_map(|file| file.rsplit(':').next()).any(|number| number.parse() == Ok(inode))
 }
 
-/// The name in a Sterna VM's NUL-separated arguments: `run ... --name NAME`, or `detached NAME` as such a VM calls itself.
-fn vm_name(arguments: &[u8]) -> Option<String> {
-    let mut words = arguments.split(|byte| *byte == 0).map(String::from_utf8_lossy);
-    while let Some(word) = words.next() {
-        if word == "--name" || word == "detached" {
-            return words.next().map(|name| name.into_owned());
-        }
-        if let Some(name) = word.strip_prefix("--name=") {
-            return Some(name.to_owned());
-        }
-    }
-    None
+/// The name of the Sterna VM that is process `pid`: it holds a file `NAME.lock` open in which its process id stands.
+fn vm_name(pid: u32) -> Option<String> {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
+    descriptors.filter_map(|entry| fs::read_link(entry.path()).ok()).find_map(|path| {
+        let name = path.file_name()?.to_str()?.strip_suffix(".lock")?;
+        let mut text = String::new();
+        File::open(&path).ok()?.take(MAX_PID_BYTES).read_to_string(&mut text).ok()?;
+        (text.trim_end().parse() == Ok(pid)).then(|| name.to_owned())
+    })
 }
