@@ -203,8 +203,7 @@ impl Claim {
 
     /// Says that it is this process, forked from the one that took it, whose name it is.
     pub fn adopt(&self) -> Result<(), Error> {
-        let path = || self.registry.lock(&self.name);
-        write_pid(&self.lock).map_err(|source| Error::Lock { path: path(), source })
+        write_pid(&self.lock).map_err(|source| Error::Lock { path: self.registry.lock(&self.name), source })
     }
 
     fn remove_sockets(&self) {

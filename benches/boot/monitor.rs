@@ -27,9 +27,8 @@ pub struct Sample {
     pub idle_cpu_ms_per_s: f64,
 }
 
-/// How long the halted guest is left alone first: what a monitor does once its guest runs is over by then, and no thread that
-/// ends takes what it used out of the sum.
-const SETTLE: Duration = Duration::from_millis(700);
+/// How long the halted guest is left alone first: what a monitor does once its guest runs is over by then.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// How long the halted guest is watched.
 const WATCH: Duration = Duration::from_millis(500);

@@ -5,9 +5,9 @@
 
 use super::sys;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// The longest process id and its newline are shorter.
@@ -103,10 +103,13 @@ fn names_inode(info: &str, inode: u64) -> bool {
 /// The name of the Sterna VM that is process `pid`: it holds a file `NAME.lock` open in which its process id stands.
 fn vm_name(pid: u32) -> Option<String> {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
-    descriptors.filter_map(|entry| fs::read_link(entry.path()).ok()).find_map(|path| {
-        let name = path.file_name()?.to_str()?.strip_suffix(".lock")?;
+    descriptors.into_iter().find_map(|entry| {
+        let path = fs::read_link(entry.path()).ok()?;
+        let name = path.file_name()?.to_str()?.strip_suffix(".lock").filter(|name| !name.contains(char::is_control))?;
+        // Not waiting: whatever it is, by whose ever choice.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(entry.path()).ok()?;
         let mut text = String::new();
-        File::open(&path).ok()?.take(MAX_PID_BYTES).read_to_string(&mut text).ok()?;
+        file.take(MAX_PID_BYTES).read_to_string(&mut text).ok()?;
         (text.trim_end().parse() == Ok(pid)).then(|| name.to_owned())
     })
 }
