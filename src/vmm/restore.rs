@@ -118,11 +118,14 @@ pub fn run(restoring: Restoring, options: RunOptions, sender: &Sender<Outcome>) 
     // The mark takes a disk as long as the rest takes here, and is there before the guest runs.
     let (filled, marked) = beside(|| mark(&claim), || fill(&order, new, &vm, sender))?;
     let (machine, run) = filled.inspect_err(|_| {
-        if let (Ok(()), Err(error)) = (&marked, claim.unmark()) {
+        if marked.is_ok()
+            && let Err(error) = claim.unmark()
+        {
             log::error!("{} stays marked as restored, and its machine has not run: {error}", order.path.display());
         }
     })?;
     let machine = vm.fill(machine);
+    let marked = marked.and_then(|()| claim.share());
     if claim.restored_before.is_some() || marked.is_err() {
         // A copy that is not known to be the only one.
         let generation = VmGenId::random().map_err(|source| Error::Host { what: "a generation id", source })?;

@@ -64,13 +64,20 @@ impl Claim {
         Arc::clone(&self.file)
     }
 
-    /// Notes in the file when and where it was restored, durably; a text that is too long is cut. From then on others who accept
-    /// the mark can claim the file too, though this machine may have it mapped.
+    /// Notes in the file when and where it was restored, durably; a text that is too long is cut.
     ///
     /// # Errors
     /// A read-only file, and the system's.
     pub fn mark(&self, text: &str) -> Result<(), Error> {
-        self.write(&encode(text), "marking the file as restored")?;
+        self.write(&encode(text), "marking the file as restored")
+    }
+
+    /// Lets others who accept the mark claim the file too, though this machine may have it mapped. Not before the mark stays: taking
+    /// it back would take theirs.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn share(&self) -> Result<(), Error> {
         sys::lock(&self.file, false).map(drop).map_err(Error::io("sharing the file"))
     }
 

@@ -43,6 +43,9 @@ fn a_file_whose_machine_still_maps_it_can_be_claimed_again_with_its_mark() {
     let machine = ram(8, 4);
     first.map(&machine).unwrap();
     claim.mark("on host a").unwrap();
+    // Who could take its mark back is alone with the file.
+    assert!(matches!(SavedFile::open(&path).unwrap().claim(), Err(Error::Claimed)));
+    claim.share().unwrap();
     let again = SavedFile::open(&path).unwrap().claim().unwrap();
     assert_eq!(again.restored_before.as_deref(), Some("on host a"));
     again.mark("on host b").unwrap();
@@ -76,6 +79,7 @@ fn a_mark_that_is_taken_back_leaves_what_was_there_before() {
     claim.unmark().unwrap();
     assert_eq!(file.restored_before().unwrap(), None);
     claim.mark("on host a").unwrap();
+    claim.share().unwrap();
     drop(claim);
     let claim = file.claim().unwrap();
     claim.mark("on host b").unwrap();
