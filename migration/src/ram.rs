@@ -19,6 +19,9 @@ pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
 
 /// Entries that one writev takes.
 const MAX_SLICES: usize = 1024;
+/// Bytes that one call moves over a connection, at most: a kernel that is not preemptible lets a vCPU that waits for the processor
+/// wait for the call's end (8 MiB of pages that the target has not touched: up to 60 ms).
+const STREAM_BYTES: usize = 1 << 20;
 
 /// See the module.
 #[derive(Clone)]
@@ -101,7 +104,7 @@ impl Ram {
     pub fn write_to(&self, output: &impl AsFd, head: &[u8], runs: &[Run]) -> io::Result<()> {
         let fd = output.as_fd().as_raw_fd();
         let slices = self.slices(head, runs);
-        each_part(slices, io::ErrorKind::WriteZero, |part| {
+        each_part(slices, STREAM_BYTES, io::ErrorKind::WriteZero, |part| {
             // SAFETY: the entries describe `head`, which outlives the call, and guest RAM, which stays mapped while `self` is
             // there; the kernel only reads them.
             unsafe { libc::writev(fd, part.as_ptr(), part.len() as libc::c_int) }
@@ -115,7 +118,7 @@ impl Ram {
     pub fn read_from(&self, input: &impl AsFd, runs: &[Run]) -> io::Result<()> {
         let fd = input.as_fd().as_raw_fd();
         let slices = self.slices(&[], runs);
-        each_part(slices, io::ErrorKind::UnexpectedEof, |part| {
+        each_part(slices, STREAM_BYTES, io::ErrorKind::UnexpectedEof, |part| {
             // SAFETY: the entries describe guest RAM, which stays mapped while `self` is there and has no Rust references.
             unsafe { libc::readv(fd, part.as_ptr(), part.len() as libc::c_int) }
         })
@@ -128,7 +131,7 @@ impl Ram {
     pub fn write_at(&self, file: &impl AsFd, run: Run, offset: u64) -> io::Result<()> {
         let fd = file.as_fd().as_raw_fd();
         let mut at = offset;
-        each_part(self.slices(&[], &[run]), io::ErrorKind::WriteZero, |part| {
+        each_part(self.slices(&[], &[run]), usize::MAX, io::ErrorKind::WriteZero, |part| {
             // SAFETY: as for `write_to`.
             let done = unsafe { libc::pwritev(fd, part.as_ptr(), part.len() as libc::c_int, at as libc::off_t) };
             at += u64::try_from(done).unwrap_or(0);
@@ -143,7 +146,7 @@ impl Ram {
     pub fn read_at(&self, file: &impl AsFd, run: Run, offset: u64) -> io::Result<()> {
         let fd = file.as_fd().as_raw_fd();
         let mut at = offset;
-        each_part(self.slices(&[], &[run]), io::ErrorKind::UnexpectedEof, |part| {
+        each_part(self.slices(&[], &[run]), usize::MAX, io::ErrorKind::UnexpectedEof, |part| {
             // SAFETY: as for `read_from`.
             let done = unsafe { libc::preadv(fd, part.as_ptr(), part.len() as libc::c_int, at as libc::off_t) };
             at += u64::try_from(done).unwrap_or(0);
@@ -210,16 +213,25 @@ impl Ram {
     }
 }
 
-/// Calls `transfer` with what is left of `slices` until nothing is. `end` is what it means when no byte moves.
+/// Calls `transfer` with what is left of `slices`, at most `most_bytes` of it, until nothing is. `end` is what it means when no byte
+/// moves.
 fn each_part(
     mut slices: Vec<libc::iovec>,
+    most_bytes: usize,
     end: io::ErrorKind,
     mut transfer: impl FnMut(&[libc::iovec]) -> libc::ssize_t,
 ) -> io::Result<()> {
     let mut start = 0;
     while start < slices.len() {
-        let upto = slices.len().min(start + MAX_SLICES);
+        let (mut upto, mut bytes) = (start, 0usize);
+        while upto < slices.len().min(start + MAX_SLICES) && bytes < most_bytes {
+            bytes += slices[upto].iov_len;
+            upto += 1;
+        }
+        let over = bytes.saturating_sub(most_bytes);
+        slices[upto - 1].iov_len -= over;
         let done = transfer(&slices[start..upto]);
+        slices[upto - 1].iov_len += over;
         let mut moved = match usize::try_from(done) {
             Ok(0) => return Err(end.into()),
             Ok(moved) => moved,
@@ -302,6 +314,24 @@ mod tests {
         from.write_at(&file, Run { first: 5, pages: 2 }, 4096).unwrap();
         to.read_at(&file, Run { first: 5, pages: 2 }, 4096).unwrap();
         assert_eq!(first_bytes(&to), [1, 0, 0, 4, 5, 6, 7]);
+    }
+
+    #[test]
+    fn no_call_moves_more_than_it_may() {
+        let mut memory = [0u8; 10];
+        let mut slice = |from: usize, bytes| libc::iovec {
+            iov_base: memory.as_mut_ptr().wrapping_add(from).cast(),
+            iov_len: bytes,
+        };
+        let slices = [(0, 3), (3, 6), (9, 1)].map(|(from, bytes)| slice(from, bytes)).to_vec();
+        let mut calls = Vec::new();
+        each_part(slices, 4, io::ErrorKind::WriteZero, |part| {
+            calls.push(part.iter().map(|slice| slice.iov_len).collect::<Vec<_>>());
+            // The third call moves less than it was given.
+            if calls.len() == 3 { 1 } else { part.iter().map(|slice| slice.iov_len as isize).sum() }
+        })
+        .unwrap();
+        assert_eq!(calls, [vec![3, 1], vec![4], vec![1, 1], vec![1]]);
     }
 
     #[test]

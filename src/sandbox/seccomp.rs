@@ -256,6 +256,8 @@ fn rules(pid: u64) -> Result<Rules, BackendError> {
     }
     rules.insert(libc::SYS_tgkill, vec![all([low(0, Is::Eq, pid)?])?]);
     rules.insert(libc::SYS_prlimit64, vec![all([low(0, Is::Eq, 0)?])?, all([low(0, Is::Eq, pid)?])?]);
+    // A thread steps back behind the guest; the other way is the kernel's to refuse.
+    rules.insert(libc::SYS_setpriority, vec![all([low(0, Is::Eq, libc::PRIO_PROCESS.into())?, low(1, Is::Eq, 0)?])?]);
     let names = [libc::PR_SET_NAME as u64, libc::PR_GET_NAME as u64, PR_SET_VMA, PR_GET_AUXV];
     rules
         .insert(libc::SYS_prctl, names.into_iter().map(|name| all([low(0, Is::Eq, name)?])).collect::<Result<_, _>>()?);

@@ -3,6 +3,7 @@
 use crate::host_pair::{ANY_PORT, NAME, Pair, Receiver, assert_says, await_equal, tick, verify};
 use crate::vm::{Host, Vm};
 use crate::wire::{Wire, Word};
+use std::fs;
 
 const MIB: u64 = 1 << 20;
 /// Pages of a MiB.
@@ -101,6 +102,44 @@ pub fn bandwidth_is_limited_and_the_limit_changed() {
     let (code, said) = slow.wait_exit();
     assert_eq!(code, Some(0), "{said}");
     verify(&mut pair.a().console(NAME), 64 * PAGES);
+}
+
+/// Threads of the VM `name` on `host` whose names begin with `prefix`, with how nice each is (proc_pid_stat(5), field 19).
+fn niceness(host: &Host, name: &str, prefix: &str) -> Vec<(String, i32)> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", host.pid(name).as_raw_nonzero())).unwrap();
+    let stats = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("stat")).ok());
+    let mut threads: Vec<_> = stats
+        .map(|stat| {
+            let (named, rest) = stat.rsplit_once(") ").unwrap();
+            let (_, thread) = named.split_once('(').unwrap();
+            (thread.to_owned(), rest.split(' ').nth(16).unwrap().parse().unwrap())
+        })
+        .filter(|(thread, _)| thread.starts_with(prefix))
+        .collect();
+    threads.sort();
+    threads
+}
+
+/// What copies beside a running guest is nicer than its vCPUs, on both sides; what copies while it waits is not.
+pub fn who_copies_beside_a_guest_steps_back() {
+    let pair = Pair::new();
+    pair.a().boot("touch=64 tick=20", &["--memory", "128M"]);
+    tick(&mut pair.a().console(NAME));
+    let migrate = ["migrate", NAME, pair.to_b(), "--connections", "2", "--max-bandwidth", "1M/s"];
+    let slow = Vm::start(pair.a().command(&migrate), "migrate");
+    let threads = |host, prefix, expected: &[(&str, i32)]| {
+        let expected: Vec<_> = expected.iter().map(|(thread, nice)| ((*thread).to_owned(), *nice)).collect();
+        await_equal("niceness of threads", &expected, || niceness(host, NAME, prefix));
+    };
+    threads(pair.a(), "vcpu", &[("vcpu0", 0)]);
+    threads(pair.a(), "move-beside", &[("move-beside-0", 10), ("move-beside-1", 10)]);
+    threads(pair.a(), "move-send", &[("move-send-1", 0)]);
+    threads(pair.b(), "move-first", &[("move-first-0", 10), ("move-first-1", 10)]);
+    threads(pair.b(), "move-receive", &[("move-receive-1", 0)]);
+    pair.a().ok(&["migration", "set", NAME, "--max-bandwidth", "0", "--max-downtime", "100ms"]);
+    let (code, said) = slow.wait_exit();
+    assert_eq!(code, Some(0), "{said}");
+    verify(&mut pair.b().console(NAME), 64 * PAGES);
 }
 
 /// Time runs out for a guest that dirties faster than the way carries: with figures it is said why, and it runs on.

@@ -152,6 +152,7 @@ fn move_tests() -> Vec<(&'static str, fn())> {
             no_receiver_is_said,
             a_vm_may_have_another_name_there,
             bandwidth_is_limited_and_the_limit_changed,
+            who_copies_beside_a_guest_steps_back,
             a_guest_that_does_not_converge_is_left_where_it_is,
             a_timeout_that_pauses_does_not_wait_for_a_slow_pass,
             a_move_is_cancelled_in_every_phase,

@@ -1,18 +1,19 @@
 //! The target's side: pages from every connection into RAM, pass by pass.
 //!
 //! Connection 0 belongs to the caller, who calls [`Receiver::next_event`] and gets what is not RAM. Each further connection has a
-//! thread. None goes on to the next pass before all have ended this one: an older page must not land on a newer.
+//! thread. None goes on to the next pass before all have ended this one: an older page must not land on a newer. The first pass of a
+//! live move, nearly all of the work, can be taken in by threads of low priority: other guests run here.
 
 use super::inbox::{Counters, Inbox, Landing, Opening};
 use super::socket::Socket;
-use super::{FIRST_PASS, REASON, StreamError, connections, spawn};
+use super::{FIRST_PASS, REASON, StreamError, connections, spawn, step_back};
 use crate::pages::PageSet;
 use crate::ram::Ram;
 use crate::wire::WireError;
 use crate::wire::frame::{Frame, FrameKind, Header};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 /// What came on connection 0.
@@ -28,6 +29,8 @@ pub enum Event {
 pub struct Receiver {
     shared: Arc<Shared>,
     control: Inbox,
+    /// The first pass is taken in at low priority.
+    low: bool,
     /// No frame on connection 0 has begun: what comes next there is a header.
     between: bool,
     threads: Vec<JoinHandle<()>>,
@@ -59,18 +62,34 @@ impl Receiver {
     /// # Errors
     /// Too few or many connections, no thread.
     pub fn new(ram: Ram, sockets: Vec<Socket>) -> Result<Self, StreamError> {
+        Self::start(ram, sockets, false)
+    }
+
+    /// The same, with the first pass at low priority: the guest that it belongs to still runs elsewhere.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn low_at_first(ram: Ram, sockets: Vec<Socket>) -> Result<Self, StreamError> {
+        Self::start(ram, sockets, true)
+    }
+
+    fn start(ram: Ram, sockets: Vec<Socket>, low: bool) -> Result<Self, StreamError> {
         connections(sockets.len())?;
         let number = sockets.len();
         let (ended, closed) = (vec![false; number], vec![false; number]);
         let state = Mutex::new(State { pass: FIRST_PASS, ended, closed, error: None, closing: false });
         let shared = Arc::new(Shared { landing: Landing::new(ram), sockets, state, changed: Condvar::new() });
         let control = Inbox::new(0, shared.sockets[0].clone());
-        let mut receiver = Self { shared, control, between: true, threads: Vec::new(), control_stays: false };
+        let mut receiver = Self { shared, control, low, between: true, threads: Vec::new(), control_stays: false };
         for number in 1..number {
-            let shared = Arc::clone(&receiver.shared);
-            let inbox = Inbox::new(number, shared.sockets[number].clone());
-            let thread = spawn(&format!("move-receive-{number}"), move || shared.serve(inbox))?;
-            receiver.threads.push(thread);
+            // One takes over from the other after the first pass: a thread does not get its priority back.
+            let both = [(true, "first"), (false, "receive")];
+            for (first, name) in both.into_iter().filter(|(first, _)| low || !first) {
+                let shared = Arc::clone(&receiver.shared);
+                let inbox = Inbox::new(number, shared.sockets[number].clone());
+                let body = move || if first { shared.serve_first(inbox) } else { shared.serve(inbox, low) };
+                receiver.threads.push(spawn(&format!("move-{name}-{number}"), body)?);
+            }
         }
         Ok(receiver)
     }
@@ -85,7 +104,8 @@ impl Receiver {
     /// # Errors
     /// The first failure on any connection, or the peer's reason. An answer can still be sent on [`Self::control`].
     pub fn next_event(&mut self) -> Result<Event, StreamError> {
-        self.wait().map_err(|error| self.reason(error))
+        let event = if self.low && self.shared.lock().pass == FIRST_PASS { self.wait_low() } else { self.wait() };
+        event.map_err(|error| self.reason(error))
     }
 
     /// The first cause of `error`: what the peer says, what a thread met that then woke us, or `error` itself.
@@ -105,6 +125,18 @@ impl Receiver {
             }
             _ => first,
         }
+    }
+
+    /// [`Self::wait`] at low priority.
+    fn wait_low(&mut self) -> Result<Event, StreamError> {
+        thread::scope(|scope| {
+            let body = || {
+                step_back();
+                self.wait()
+            };
+            let waiter = thread::Builder::new().name("move-first-0".into()).spawn_scoped(scope, body);
+            waiter.map_err(StreamError::Thread)?.join().unwrap_or(Err(StreamError::Failed))
+        })
     }
 
     fn wait(&mut self) -> Result<Event, StreamError> {
@@ -167,9 +199,30 @@ impl Drop for Receiver {
 }
 
 impl Shared {
-    /// A thread's life.
-    fn serve(&self, mut inbox: Inbox) {
-        let result = self.receive(&mut inbox);
+    /// A thread's life that takes in the first pass.
+    fn serve_first(&self, mut inbox: Inbox) {
+        step_back();
+        match self.receive(&mut inbox, |pass| pass == FIRST_PASS) {
+            Ok(()) if self.lock().pass != FIRST_PASS => {}
+            result => self.ended(&inbox, result),
+        }
+    }
+
+    /// A thread's life; `later`: another takes in the first pass.
+    fn serve(&self, mut inbox: Inbox, later: bool) {
+        if later {
+            let waits = |state: &mut State| state.pass == FIRST_PASS && !state.closing && !state.closed[inbox.number];
+            let waited = self.changed.wait_while(self.lock(), waits);
+            if waited.unwrap_or_else(PoisonError::into_inner).pass == FIRST_PASS {
+                return;
+            }
+        }
+        let result = self.receive(&mut inbox, |_| true);
+        self.ended(&inbox, result);
+    }
+
+    /// A connection's thread has come to its end.
+    fn ended(&self, inbox: &Inbox, result: Result<(), StreamError>) {
         let mut state = self.lock();
         state.closed[inbox.number] = true;
         self.changed.notify_all();
@@ -187,9 +240,9 @@ impl Shared {
         }
     }
 
-    /// Takes in what comes until the connection ends between two frames.
-    fn receive(&self, inbox: &mut Inbox) -> Result<(), StreamError> {
-        loop {
+    /// Takes in what comes while the pass under way is one that `goes_on`, until the connection ends between two frames.
+    fn receive(&self, inbox: &mut Inbox, goes_on: impl Fn(u32) -> bool) -> Result<(), StreamError> {
+        while goes_on(self.lock().pass) {
             let header = match inbox.open()? {
                 Opening::Header(header) => header,
                 Opening::Closed => return Ok(()),
@@ -207,6 +260,7 @@ impl Shared {
                 }
             }
         }
+        Ok(())
     }
 
     /// A connection ends the pass: waits until all have.

@@ -1,12 +1,13 @@
 //! The source's side: passes over RAM, on one or more connections.
 //!
-//! RAM is cut into chunks that the connections take from one list, whoever is free. The caller's thread works on connection
-//! 0; each further one has a thread for the whole move. Refuses to know why a page is in a pass.
+//! RAM is cut into chunks that the connections take from one list, whoever is free. Each connection has a thread of low priority
+//! for passes beside a running guest. While the guest waits the caller's thread works on connection 0 and each further one has a thread
+//! of ordinary priority. Refuses to know why a page is in a pass.
 
 use super::batch::Batch;
 use super::socket::Socket;
 use super::throttle::Throttle;
-use super::{FIRST_PASS, REASON, StreamError, connections, peer_text, spawn};
+use super::{FIRST_PASS, REASON, StreamError, connections, peer_text, spawn, step_back};
 use crate::pages::{PAGE_BYTES, PageSet, Run};
 use crate::ram::Ram;
 use crate::wire::frame::{self, FrameKind, HEADER_BYTES, MAX_DATA_PAGES, RangeKind};
@@ -44,7 +45,7 @@ pub trait Hooks: Send + Sync {
 /// How fast a pass goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
-    /// No faster than the throttle says.
+    /// No faster than the throttle says, behind the guest that runs beside it.
     Limited,
     /// As fast as it goes: the guest waits.
     Full,
@@ -147,9 +148,11 @@ impl Sender {
         let mut sender = Self { shared, threads: Vec::new(), batch, pass: FIRST_PASS, control_stays: false };
         let shared = Arc::clone(&sender.shared);
         sender.threads.push(spawn("move-watch", move || shared.watch())?);
-        for number in 1..number {
+        let beside = (0..number).map(|number| (number, Pace::Limited, "beside"));
+        let alone = (1..number).map(|number| (number, Pace::Full, "send"));
+        for (number, pace, name) in beside.chain(alone) {
             let shared = Arc::clone(&sender.shared);
-            sender.threads.push(spawn(&format!("move-send-{number}"), move || shared.serve(number))?);
+            sender.threads.push(spawn(&format!("move-{name}-{number}"), move || shared.serve(number, pace))?);
         }
         Ok(sender)
     }
@@ -182,7 +185,10 @@ impl Sender {
         // On connections that carry nothing the pass ends first, so that the target's threads wait for the last byte.
         let idle = if alone { 1..shared.sockets.len() } else { 0..0 };
         let ended = idle.into_iter().try_for_each(|number| shared.end_pass(number, &job));
-        let result = ended.and_then(|()| shared.work(0, &job, &mut self.batch));
+        let result = match pace {
+            Pace::Limited if !alone => Ok(()),
+            _ => ended.and_then(|()| shared.work(0, &job, &mut self.batch)),
+        };
         shared.finish_pass(result).map_err(|error| self.reason(error))?;
         self.pass += 1;
         Ok(PassFigures {
@@ -248,7 +254,7 @@ impl Shared {
         state.active = true;
         if !alone {
             state.job = Some(Arc::clone(job));
-            state.pending = self.sockets.len() - 1;
+            state.pending = self.sockets.len() - usize::from(job.pace == Pace::Full);
             self.begun.notify_all();
         }
         Ok(())
@@ -282,15 +288,18 @@ impl Shared {
         self.throttle.wake();
     }
 
-    /// A thread's life.
-    fn serve(&self, number: usize) {
+    /// A thread's life: its connection's part of every pass at `pace`.
+    fn serve(&self, number: usize, pace: Pace) {
+        if pace == Pace::Limited {
+            step_back();
+        }
         let (mut batch, mut last) = (Batch::default(), 0);
         loop {
             let mut state = self.lock();
             let job = loop {
                 match &state.job {
                     _ if state.closing => return,
-                    Some(job) if job.pass != last => break Arc::clone(job),
+                    Some(job) if job.pass != last && job.pace == pace => break Arc::clone(job),
                     _ => state = self.begun.wait(state).unwrap_or_else(PoisonError::into_inner),
                 }
             };

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// A target that takes in what comes until the connection ends or a message says that it is all.
 fn target(ram: Ram, sockets: Vec<Socket>) -> JoinHandle<Result<(PageSet, u32), StreamError>> {
     thread::spawn(move || {
-        let mut receiver = Receiver::new(ram, sockets)?;
+        let mut receiver = Receiver::low_at_first(ram, sockets)?;
         let mut passes = 0;
         loop {
             match receiver.next_event()? {

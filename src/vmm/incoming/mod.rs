@@ -29,7 +29,7 @@ use sterna_migration::handover::{
 use sterna_migration::stream::{Event, Receiver, Socket, hash};
 use sterna_migration::wire::frame::{Frame, FrameKind};
 use sterna_migration::wire::message::{
-    FINAL_STATE, Loaded, MAX_MAKE_RUNS, Machine as MachineMessage, Ready, Started, decode, read_frame, send,
+    FINAL_STATE, Loaded, MAX_MAKE_RUNS, Machine as MachineMessage, Mode, Ready, Started, decode, read_frame, send,
 };
 use sterna_migration::wire::{ToSource, ToTarget};
 use sterna_migration::{Run, SectionError, Sections};
@@ -272,7 +272,8 @@ impl<'a> Taker<'a> {
         self.main.set_timeout(SILENCE).map_err(MoveError::host("set a time-out"))?;
         let sockets = self.connections()?;
         let ram = self.vm.host.memory.pages();
-        self.receiver = Some(Receiver::new(ram, sockets)?);
+        let receiver = if self.message.mode == Mode::Quick { Receiver::new } else { Receiver::low_at_first };
+        self.receiver = Some(receiver(ram, sockets)?);
         loop {
             let Some(receiver) = &mut self.receiver else { return Ok(TargetEvent::Lost) };
             match receiver.next_event()? {
