@@ -2,8 +2,9 @@
 //!
 //! Stopping now takes a fixed part, measured or estimated, and the time to send what is still dirty at the bandwidth seen so
 //! far. As soon as that fits the budget, it is time, unless another round, as short as the stop would be, would leave less than
-//! half of it. A guest that dirties memory as fast as it is sent never gets there: then the rounds bring no less, and the verdict
-//! says so with figures. What follows from that is the user's choice.
+//! half of it. A guest that dirties memory as fast as it is sent never gets there: then the rounds bring no less. The copy went behind
+//! the guest so far, which a busy host makes slow: from there on it no longer steps back. Where that brings no less either, the
+//! verdict says so with figures. What follows from that is the user's choice.
 
 use std::fmt;
 use std::time::Duration;
@@ -70,6 +71,8 @@ pub enum Verdict {
         /// How long.
         expected: Duration,
     },
+    /// Another round, and all that follow, at ordinary priority: behind the guest it got no closer.
+    Press,
     /// So many rounds in a row brought it no closer.
     Stalled {
         /// How many.
@@ -88,6 +91,8 @@ pub struct Policy {
     seconds: f64,
     best: Option<u64>,
     stalled: u32,
+    /// The copy no longer goes behind the guest.
+    pressed: bool,
     /// Rounds added although a stop fitted.
     extras: u32,
 }
@@ -127,6 +132,11 @@ impl Policy {
                 Verdict::Another
             }
             _ if late => Verdict::TimedOut,
+            _ if self.stalled > 0 && !self.pressed => {
+                // What the way carried behind the guest says nothing of what it will carry.
+                (self.pressed, self.stalled, self.sent, self.seconds) = (true, 0, 0.0, 0.0);
+                Verdict::Press
+            }
             _ if self.stalled > 0 => Verdict::Stalled { rounds: self.stalled },
             _ => Verdict::Another,
         }

@@ -7,7 +7,7 @@ const FIXED: Duration = Duration::from_millis(10);
 const LIMITS: Limits = Limits { max_downtime: Duration::from_millis(50), timeout: Some(Duration::from_secs(600)) };
 
 /// A guest that has `dirty(round)` MB left after each round, on a link of `link` MB/s; RAM of 1000 MB. One letter a verdict:
-/// Another, Stop, a number of stalled rounds, Timed out.
+/// Another, Press, Stop, a number of stalled rounds, Timed out.
 fn run(link: u64, rounds: u32, limits: &Limits, dirty: impl Fn(u32) -> u64) -> (String, Outlook) {
     let (mut policy, mut verdicts, mut sent, mut since_start) =
         (Policy::default(), String::new(), 1000, Duration::ZERO);
@@ -20,6 +20,7 @@ fn run(link: u64, rounds: u32, limits: &Limits, dirty: impl Fn(u32) -> u64) -> (
         let (verdict, outlook) = policy.judge(&round, limits);
         match verdict {
             Verdict::Another => verdicts.push('A'),
+            Verdict::Press => verdicts.push('P'),
             Verdict::StopNow { .. } => verdicts.push('S'),
             Verdict::Stalled { rounds } => verdicts.push_str(&rounds.to_string()),
             Verdict::TimedOut => verdicts.push('T'),
@@ -42,10 +43,10 @@ fn guests_of_every_kind() {
         ("a slow writer", 1000, by_round(&[30, 1]), "AS"),
         ("idle", 1000, by_round(&[1]), "S"),
         ("nothing dirty", 1000, by_round(&[0]), "S"),
-        ("exploding", 1000, by_round(&[300, 600, 900, 1000]), "AA1234"),
-        ("as fast as the link", 1000, by_round(&[500]), "AA1234"),
-        ("a little closer each time is not closer", 1000, by_round(&[500, 490, 480, 475, 470]), "AA1234"),
-        ("bursty", 1000, by_round(&[200, 100, 300, 80, 39, 39]), "AA1AAS"),
+        ("exploding", 1000, by_round(&[300, 600, 900, 1000]), "AAP123"),
+        ("as fast as the link", 1000, by_round(&[500]), "AAP123"),
+        ("a little closer each time is not closer", 1000, by_round(&[500, 490, 480, 475, 470]), "AAP123"),
+        ("bursty", 1000, by_round(&[200, 100, 300, 80, 39, 39]), "AAPAAS"),
         ("worse in the second round, which is free", 1000, by_round(&[100, 300, 90, 39]), "AAAAS"),
         ("slow link", 10, by_round(&[400, 160, 64, 26, 10, 4]), "AAAAAA"),
     ] {
@@ -57,9 +58,9 @@ fn guests_of_every_kind() {
 fn the_users_time_has_an_end_and_a_fitting_stop_comes_first() {
     let limits = Limits { timeout: Some(Duration::from_millis(2100)), ..LIMITS };
     // 1 s, then half a second each: the fourth round ends after 2.5 s.
-    assert_eq!(run(1000, 9, &limits, |_| 500).0, "AA1T");
-    assert_eq!(run(1000, 9, &limits, |round| if round == 4 { 39 } else { 500 }).0, "AA1S");
-    assert_eq!(run(1000, 6, &Limits { timeout: None, ..LIMITS }, |_| 500).0, "AA1234");
+    assert_eq!(run(1000, 9, &limits, |_| 500).0, "AAPT");
+    assert_eq!(run(1000, 9, &limits, |round| if round == 4 { 39 } else { 500 }).0, "AAPS");
+    assert_eq!(run(1000, 6, &Limits { timeout: None, ..LIMITS }, |_| 500).0, "AAP123");
 }
 
 #[test]
@@ -83,8 +84,8 @@ fn a_budget_that_changes_counts_at_once() {
     let second = Duration::from_secs(1);
     let round =
         Round { sent_bytes: 1000 * MB, elapsed: second, remaining_bytes: 500 * MB, fixed: FIXED, since_start: second };
-    for _ in 0..2 {
-        assert_eq!(policy.judge(&round, &LIMITS).0, Verdict::Another);
+    for verdict in [Verdict::Another, Verdict::Another, Verdict::Press] {
+        assert_eq!(policy.judge(&round, &LIMITS).0, verdict);
     }
     assert_eq!(policy.judge(&round, &LIMITS).0, Verdict::Stalled { rounds: 1 });
     let wide = Limits { max_downtime: Duration::from_millis(510), ..LIMITS };
@@ -100,7 +101,7 @@ fn a_stall_is_told_with_figures() {
     assert_eq!(outlook.to_string(), text);
     let tight = Limits { max_downtime: Duration::from_millis(5), ..LIMITS };
     let (verdicts, outlook) = run(1000, 4, &tight, |_| 0);
-    assert_eq!(verdicts, "AA12");
+    assert_eq!(verdicts, "AAP1");
     assert_eq!(outlook.to_string(), "stopping and starting alone takes about 10 ms, and 5 ms are allowed");
 }
 

@@ -3,6 +3,7 @@
 use super::{Hooks, Pace, PassFigures, Sender, Socket, StreamError, Throttle};
 use crate::pages::{PageSet, Run};
 use crate::ram::{GuestRam, Ram};
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -76,13 +77,16 @@ pub(crate) struct Rig {
     pub(crate) sent_bytes: AtomicU64,
     /// The dirty log breaks.
     pub(crate) broken: AtomicBool,
+    /// Of the threads that took pages.
+    pub(crate) niceness: Mutex<BTreeSet<i32>>,
 }
 
 impl Rig {
     pub(crate) fn new(ram: Ram) -> Arc<Self> {
         let dirty = Mutex::new(PageSet::none(ram.pages()));
         let (cancel, broken) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { ram, dirty, cancel, seen_pages: 0.into(), sent_bytes: 0.into(), broken })
+        let niceness = Mutex::default();
+        Arc::new(Self { ram, dirty, cancel, seen_pages: 0.into(), sent_bytes: 0.into(), broken, niceness })
     }
 
     pub(crate) fn sender(self: &Arc<Self>, sockets: Vec<Socket>, limit: Option<u64>) -> Sender {
@@ -117,6 +121,7 @@ impl Hooks for Rig {
         if self.broken.load(Ordering::Relaxed) {
             return Err(io::Error::other("no log"));
         }
+        self.niceness.lock().unwrap().insert(rustix::process::getpriority_process(None)?);
         let mut clear = PageSet::none(self.ram.pages());
         clear.insert_bitmap(chunk.first, words);
         self.dirty.lock().unwrap().remove_all(&clear);

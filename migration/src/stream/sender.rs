@@ -47,6 +47,8 @@ pub trait Hooks: Send + Sync {
 pub enum Pace {
     /// No faster than the throttle says, behind the guest that runs beside it.
     Limited,
+    /// No faster than the throttle says, at ordinary priority: a guest that outruns the copy shares the processors with it.
+    Pressed,
     /// As fast as it goes: the guest waits.
     Full,
 }
@@ -148,11 +150,11 @@ impl Sender {
         let mut sender = Self { shared, threads: Vec::new(), batch, pass: FIRST_PASS, control_stays: false };
         let shared = Arc::clone(&sender.shared);
         sender.threads.push(spawn("move-watch", move || shared.watch())?);
-        let beside = (0..number).map(|number| (number, Pace::Limited, "beside"));
-        let alone = (1..number).map(|number| (number, Pace::Full, "send"));
-        for (number, pace, name) in beside.chain(alone) {
+        let behind = (0..number).map(|number| (number, true, "beside"));
+        let ordinary = (1..number).map(|number| (number, false, "send"));
+        for (number, behind, name) in behind.chain(ordinary) {
             let shared = Arc::clone(&sender.shared);
-            sender.threads.push(spawn(&format!("move-{name}-{number}"), move || shared.serve(number, pace))?);
+            sender.threads.push(spawn(&format!("move-{name}-{number}"), move || shared.serve(number, behind))?);
         }
         Ok(sender)
     }
@@ -254,7 +256,7 @@ impl Shared {
         state.active = true;
         if !alone {
             state.job = Some(Arc::clone(job));
-            state.pending = self.sockets.len() - usize::from(job.pace == Pace::Full);
+            state.pending = self.sockets.len() - usize::from(job.pace != Pace::Limited);
             self.begun.notify_all();
         }
         Ok(())
@@ -288,9 +290,9 @@ impl Shared {
         self.throttle.wake();
     }
 
-    /// A thread's life: its connection's part of every pass at `pace`.
-    fn serve(&self, number: usize, pace: Pace) {
-        if pace == Pace::Limited {
+    /// A thread's life: its connection's part of every pass that goes `behind` the guest, or of every other.
+    fn serve(&self, number: usize, behind: bool) {
+        if behind {
             step_back();
         }
         let (mut batch, mut last) = (Batch::default(), 0);
@@ -299,7 +301,7 @@ impl Shared {
             let job = loop {
                 match &state.job {
                     _ if state.closing => return,
-                    Some(job) if job.pass != last && job.pace == pace => break Arc::clone(job),
+                    Some(job) if job.pass != last && (job.pace == Pace::Limited) == behind => break Arc::clone(job),
                     _ => state = self.begun.wait(state).unwrap_or_else(PoisonError::into_inner),
                 }
             };
@@ -329,7 +331,7 @@ impl Shared {
                 source,
             })?;
             let most_pages = match job.pace {
-                Pace::Limited => self.throttle.frame_pages(self.sockets.len()),
+                Pace::Limited | Pace::Pressed => self.throttle.frame_pages(self.sockets.len()),
                 Pace::Full => MAX_DATA_PAGES,
             };
             for page in job.pages.runs_in(*chunk).flat_map(|run| run.first..run.end()) {
@@ -355,7 +357,7 @@ impl Shared {
         let mut bytes = 0;
         if !batch.is_empty() {
             bytes = batch.bytes();
-            if job.pace == Pace::Limited {
+            if job.pace != Pace::Full {
                 self.throttle.take(bytes, &self.stop);
             }
             self.check()?;

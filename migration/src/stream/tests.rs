@@ -78,6 +78,26 @@ fn memory_is_equal_after_passes_while_it_changes() {
 }
 
 #[test]
+fn only_a_pass_that_is_neither_pressed_nor_the_last_steps_back() {
+    let (here, there) = (ram(6 * 1024, 0), ram(6 * 1024, 0));
+    let rig = Rig::new(here.clone());
+    let (ours, theirs) = connections(2, true);
+    let target = target(there.clone(), theirs);
+    let mut sender = rig.sender(ours, None);
+    (0..here.pages()).for_each(|page| fill(&here, page, 3));
+    let all = set(&here, 0..here.pages());
+    let own = rustix::process::getpriority_process(None).unwrap();
+    for (pace, niceness) in [(Pace::Limited, NICE), (Pace::Pressed, own), (Pace::Limited, NICE), (Pace::Full, own)] {
+        sender.send_pass(&all, pace).unwrap();
+        let taken = std::mem::take(&mut *rig.niceness.lock().unwrap());
+        assert_eq!(taken.into_iter().collect::<Vec<_>>(), [niceness], "{pace:?}");
+    }
+    end(sender);
+    assert_eq!(target.join().unwrap().unwrap().1, 4);
+    assert_eq!(differences(&here, &there), [0; 0]);
+}
+
+#[test]
 fn zeros_are_left_out_at_first_and_sent_later() {
     let (here, there) = (ram(256, 0), ram(256, 0));
     let rig = Rig::new(here.clone());

@@ -37,7 +37,7 @@ use sterna_migration::PageSet;
 use sterna_migration::handover::{Answer, Move, Record, Source, SourceAction, SourceEvent, SourceState};
 use sterna_migration::handover::{Order, Phase as RecordPhase};
 use sterna_migration::policy::Outlook;
-use sterna_migration::stream::{Address, Sender};
+use sterna_migration::stream::{Address, Pace, Sender};
 use sterna_migration::wire::Purpose;
 use sterna_migration::wire::message::Started;
 pub use subject::{check_caches, describe, flush_disks};
@@ -102,6 +102,8 @@ struct Mover<'a> {
     error: Option<MoveError>,
     /// What the last pass told.
     outlook: Option<Outlook>,
+    /// Of passes beside the running guest.
+    pace: Pace,
     /// It went wrong before anything was moved.
     refused: bool,
 }
@@ -135,6 +137,7 @@ pub fn run(vm: &Arc<Vm>, movement: &Arc<Movement>, order: MigrateOrder) {
         asked: 0,
         error: None,
         outlook: None,
+        pace: Pace::Limited,
         refused: false,
     };
     let mut source = Source::new(mover.this_move);

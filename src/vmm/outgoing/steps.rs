@@ -283,7 +283,7 @@ impl Mover<'_> {
             status.ram.dirty_rate = outlook.dirty_bytes_per_s.unwrap_or_default() as u64;
             status.expected_downtime = outlook.expected.map(millis_up);
             status.verdict = match verdict {
-                Verdict::Another => None,
+                Verdict::Another | Verdict::Press => None,
                 Verdict::StopNow { .. } => Some("converges".to_owned()),
                 Verdict::Stalled { .. } | Verdict::TimedOut => Some(outlook.to_string()),
             };
@@ -291,6 +291,10 @@ impl Mover<'_> {
         match (verdict, self.order.on_timeout) {
             (Verdict::StopNow { .. }, _) | (Verdict::TimedOut, OnTimeout::Pause) => Ok(true),
             (Verdict::TimedOut, OnTimeout::Cancel) => Err(MoveError::Stalled(outlook.to_string())),
+            (Verdict::Press, _) => {
+                self.pace = Pace::Pressed;
+                Ok(false)
+            }
             (Verdict::Another | Verdict::Stalled { .. }, _) => Ok(false),
         }
     }
@@ -310,7 +314,7 @@ impl Mover<'_> {
         let passes = self.passes;
         self.movement.begin_pass(pages.count() * sterna_migration::PAGE_BYTES);
         self.movement.note(|status| status.ram.dirty_sync_count = passes);
-        let pace = if last { Pace::Full } else { Pace::Limited };
+        let pace = if last { Pace::Full } else { self.pace };
         if let (true, Some(hooks)) = (last, &self.hooks) {
             *lock(&hooks.log) = None;
         }
