@@ -12,6 +12,7 @@ const UFFD_API: u64 = 0xaa;
 const UFFDIO_API: libc::Ioctl = 0xc018_aa3f_u32 as libc::Ioctl;
 const UFFDIO_REGISTER: libc::Ioctl = 0xc020_aa00_u32 as libc::Ioctl;
 const UFFDIO_UNREGISTER: libc::Ioctl = 0x8010_aa01_u32 as libc::Ioctl;
+const UFFDIO_WAKE: libc::Ioctl = 0x8010_aa02_u32 as libc::Ioctl;
 const UFFDIO_COPY: libc::Ioctl = 0xc028_aa03_u32 as libc::Ioctl;
 const UFFDIO_ZEROPAGE: libc::Ioctl = 0xc020_aa04_u32 as libc::Ioctl;
 const REGISTER_MODE_MISSING: u64 = 1;
@@ -57,8 +58,12 @@ impl Faults {
     }
 
     /// Whoever touches a missing page there finds zeros again.
+    ///
+    /// The kernel wakes who waits before it lets the range go, and since faults need no more than their area's lock (Linux 6.8),
+    /// somebody may begin to wait in between: they are woken here.
     pub fn unregister(&self, address: u64, bytes: u64) -> io::Result<()> {
-        self.call(UFFDIO_UNREGISTER, &mut [address, bytes])
+        self.call(UFFDIO_UNREGISTER, &mut [address, bytes])?;
+        self.call(UFFDIO_WAKE, &mut [address, bytes])
     }
 
     /// Makes `pages` the missing guest pages at `address`, and wakes who waits for them.

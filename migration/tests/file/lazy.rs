@@ -1,6 +1,7 @@
 //! Loading in the background where something goes wrong.
 
 use crate::{assert_holds, fill, names, pattern, ram, save_to};
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::sync::mpsc;
@@ -68,4 +69,27 @@ fn pages_that_nobody_saved_are_zeros_at_once_and_afterwards() {
     assert_holds(&target, &[0, 3100].into());
     fill(&target, [5]);
     assert_holds(&target, &[0, 5, 3100].into());
+}
+
+/// The kernel wakes who waits for pages before it lets them go, and lets a thread begin to wait in between (Linux 6.8 and later).
+#[test]
+fn nobody_who_touches_a_page_as_it_is_let_go_waits_for_ever() {
+    const ROUNDS: usize = 400;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a");
+    let (source, target) = (ram(2500, 700), ram(2500, 700));
+    let few: BTreeSet<u64> = (0..3200).filter(|page| page / 16 % 8 == 0).collect();
+    save_to(&path, &source, &fill(&source, few.iter().copied()), &Options::default()).unwrap();
+    for round in 0..ROUNDS {
+        let saved = SavedFile::open(&path).unwrap();
+        let lazy = saved.load_lazily(&target, 1 + round % 3, |error| panic!("{error}")).unwrap();
+        let (through, reader) = mpsc::channel();
+        let (ram, expected) = (target.clone(), few.clone());
+        std::thread::spawn(move || {
+            assert_holds(&ram, &expected);
+            through.send(()).unwrap();
+        });
+        assert_eq!(reader.recv_timeout(DEADLINE), Ok(()), "round {round}");
+        lazy.wait().unwrap();
+    }
 }
