@@ -52,7 +52,9 @@ pub fn a_check_names_every_problem() {
     let short = pair.b().disk("short", 4096);
     refused(&["--map", &format!("disk0={short}")], &[&short, "it has 4K here and 1M at the source"]);
     refused(&["--map", "net7=tap0"], &["the machine has no 'net7'"]);
-    let taken = pair.b().run_named("taken", "tick=20", &[]);
+    let mut taken = pair.b().run_named("taken", "tick=20", &[]);
+    // Its name is registered by then.
+    tick(&mut taken);
     refused(&["--as", "taken"], &["the name 'taken' is in use by process "]);
     refused(&["--as", "a/b"], &["must not contain a slash"]);
     drop(taken);
