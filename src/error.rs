@@ -357,6 +357,9 @@ impl Error {
             ),
             Error::MoveNotEnding { name, .. } => format!("sterna migration watch {name}"),
             Error::NotMoving { name } => format!("sterna migrate {name} tcp:HOST:PORT"),
+            Error::Start { source: vmm::Error::RestoredBefore { path, .. }, .. } => {
+                format!("sterna inspect {0}; for a second copy: sterna restore {0} --again", path.display())
+            }
             Error::Start { source, .. } if source.exit_code() == exit::REFUSED => "sterna run --help".into(),
             Error::Start { .. } => "sterna host check".into(),
             Error::NotReacting { name, .. } => format!("sterna stop {name} --force, or sterna console {name}"),

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
-use sterna_bench::warm_memory;
+use sterna_bench::WarmMemory;
 
 /// What is measured.
 #[derive(Clone, Copy)]
@@ -39,7 +39,7 @@ const WATCH: Duration = Duration::from_millis(500);
 /// The monitor is started twice in a row and the second start counts: hosts drop from memory what lies idle for a minute.
 pub fn measure(kind: Kind, memory_mib: u64, directory: &Path) -> Sample {
     drop(start(kind, memory_mib, directory));
-    warm_memory(memory_mib);
+    drop(WarmMemory::touch(memory_mib));
     let (first_instruction_ms, child, mut output) = start(kind, memory_mib, directory);
     // The rest of its start-up, until it halts.
     let (mut greeting, mut byte) = (Vec::new(), [0]);

@@ -4,7 +4,7 @@ use super::Case;
 use serde_json::Value;
 use std::thread;
 use std::time::{Duration, Instant};
-use sterna_bench::{Console, Guest, Host, Qemu, Tick, longest_gap_ms, ms, warm_memory};
+use sterna_bench::{Console, Guest, Host, Qemu, Tick, WarmMemory, longest_gap_ms, ms};
 
 /// What moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,9 +76,10 @@ fn sterna(case: &Case, guest: &Guest, console: &Console) -> Option<Sample> {
     let (mut source, mut target) = (Host::new(program), Host::new(program));
     let address = target.receive();
     source.boot(guest, console);
-    settle(case, console);
+    let warm = settle(case, console);
     let before = source.booted_cpu_ms();
     let budget = format!("{}ms", case.budget_ms);
+    drop(warm);
     let moved = source.migrate(&address, &["--max-downtime", &budget, "--timeout", "30s", "--on-timeout", "pause"]);
     let cpu_ms = target.arrived_cpu_ms() + source.last_cpu_ms() - before;
     let ticks = after(console, moved.ended)?;
@@ -93,8 +94,9 @@ fn qemu(case: &Case, guest: &Guest, console: &Console) -> Option<Sample> {
     let mut target = Qemu::start(guest, console, Some(&address));
     target.wait_ready();
     source.prepare_move(case.budget_ms);
-    settle(case, console);
+    let warm = settle(case, console);
     let before = source.cpu_ms() + target.cpu_ms();
+    drop(warm);
     let (began, ended, told) = source.migrate(&address);
     let cpu_ms = source.cpu_ms() + target.cpu_ms() - before;
     let ticks = after(console, ended)?;
@@ -103,11 +105,13 @@ fn qemu(case: &Case, guest: &Guest, console: &Console) -> Option<Sample> {
     Some(Sample { reported_ms, cpu_ms, ..Sample::of(began, ended, &ticks) })
 }
 
-/// Waits until the guest has touched its memory and ticked for a while, and warms as much memory as the target will touch.
-fn settle(case: &Case, console: &Console) {
+/// Waits until the guest has touched its memory and ticked for a while. Gives as much warm memory as the target will touch, to be let go
+/// just before the move.
+fn settle(case: &Case, console: &Console) -> WarmMemory {
     console.wait_for(&["tick "]);
-    warm_memory(case.touched_mib + 256);
+    let warm = WarmMemory::touch(case.touched_mib + 64);
     thread::sleep(SETTLE);
+    warm
 }
 
 /// The ticks, once the guest has verified its memory after a move that was over at `ended`.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
-use sterna_bench::{Console, Guest, Host, Qemu, longest_gap_ms, ms, sign_of_life, warm_memory};
+use sterna_bench::{Console, Guest, Host, Qemu, WarmMemory, longest_gap_ms, ms, sign_of_life};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_sterna");
 /// How long the guest ticks before something is done with it.
@@ -112,7 +112,7 @@ impl Files {
         let console = Console::follow(dir.path().join("serial"));
         // The disk still has what was saved before; neither is to wait for that.
         rustix::fs::sync();
-        warm_memory(SMALL_MIB + if kind == Kind::Qemu { self.guest.memory_mib } else { 0 });
+        drop(WarmMemory::touch(SMALL_MIB + if kind == Kind::Qemu { self.guest.memory_mib } else { 0 }));
         match kind {
             Kind::Sterna => self.restore_sterna(&console, verify),
             Kind::Qemu => self.restore_qemu(&console, verify),
@@ -164,7 +164,7 @@ pub fn quick(guest: &Guest, touched_mib: u64) -> Quick {
     let address = target.receive();
     source.boot(guest, &console);
     settle(&console);
-    warm_memory(touched_mib + 256);
+    drop(WarmMemory::touch(touched_mib + 256));
     let moved = source.migrate(&address, &["--mode", "quick"]);
     verified(&console);
     let (guest_gap_ms, _) = longest_gap_ms(&console.ticks(), moved.began, moved.ended);

@@ -134,7 +134,7 @@ pub enum Error {
     },
     /// Its disks have moved on.
     #[error(
-        "the machine in {} was restored before, {before}, and its disks have moved on since; --again makes a second copy of it",
+        "the machine in {} was restored before, {before}, and its disks have moved on since",
         path.display()
     )]
     RestoredBefore {

@@ -60,7 +60,7 @@ pub fn a_file_is_restored_once() {
     let (host, file) = saved("touch=16 tick=20", &[], &[]);
     host.ok(&["restore", &file, "--name", "mapped"]);
     let said = host.fails(REFUSED, &["restore", &file, "--name", "two"]);
-    assert_says(&said, &["error: ", "restored", "--again"]);
+    assert_says(&said, &["error: ", "was restored before", "next: ", &format!("sterna restore {file} --again")]);
     host.ok(&["restore", &file, "--name", "one", "--again", "--load", "whole"]);
     assert_eq!(host.state("two"), None);
     host.ok(&["restore", &file, "--name", "two", "--again"]);

@@ -19,7 +19,7 @@ pub use qemu::Qemu;
 pub use report::{Goal, Report};
 pub use statistics::Summary;
 pub use sterna::{Guest, Host, MoveOutcome};
-pub use warm::warm_memory;
+pub use warm::WarmMemory;
 
 use std::time::Duration;
 
