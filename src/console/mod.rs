@@ -38,7 +38,7 @@ const BACKLOG_BYTES: usize = 1 << 20;
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 
 const NOTICE: &str = "The guest's console. Ctrl-] q stops the machine, Ctrl-] h shows the keys.\n";
-const HELP: &str = "\r\nCtrl-] q       press the machine's power button\r\nCtrl-] h       this help\r\n\
+const HELP: &str = "\r\nCtrl-] q       press the machine's power button; once more: end the guest without asking\r\nCtrl-] h       this help\r\n\
                     Ctrl-] Ctrl-]  send Ctrl-] to the guest\r\n";
 const BUSY: &[u8] = b"The console is in use by another client.\r\n";
 

@@ -161,7 +161,7 @@ fn boot_machine(vm: &Arc<Vm>, sender: &Sender<Outcome>) -> Result<machine::Machi
 
 /// The console of `vm` as the event loop sees it.
 fn console(vm: &Arc<Vm>) -> event_loop::Subscriber {
-    Arc::new(Mutex::new(StopKey::new(vm.host.console.clone(), vm)))
+    Arc::new(Mutex::new(StopKey(vm.host.console.clone())))
 }
 
 /// Empties the channel of what the vCPUs of a machine that is gone had to say; a kill, and the end of a move, are not theirs.

@@ -1,41 +1,28 @@
-//! The console's key that stops the machine: the console only notes the wish, this presses the power button.
+//! The console's key that stops the machine: the console only notes the wish, this does what a SIGTERM does.
 
 use super::machine::lock;
-use super::vm::Vm;
 use crate::console::Console;
-use crate::control::machine::Machine;
 use event_manager::{EventOps, Events, MutEventSubscriber};
-use std::sync::{Arc, Mutex, Weak};
+use signal_hook::consts::SIGTERM;
+use std::sync::{Arc, Mutex};
 
 /// The console as the event loop sees it.
-pub struct StopKey {
-    console: Arc<Mutex<Console>>,
-    /// Weak, since the VM holds the event loop.
-    vm: Weak<Vm>,
-}
-
-impl StopKey {
-    /// Presses the power button of `vm` when `console` is told to.
-    pub fn new(console: Arc<Mutex<Console>>, vm: &Arc<Vm>) -> Self {
-        Self { console, vm: Arc::downgrade(vm) }
-    }
-}
+pub struct StopKey(pub Arc<Mutex<Console>>);
 
 impl MutEventSubscriber for StopKey {
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         let wants_stop = {
-            let mut console = lock(&self.console);
+            let mut console = lock(&self.0);
             console.process(events, ops);
             console.take_stop_request()
         };
-        if let Some(vm) = self.vm.upgrade().filter(|_| wants_stop)
-            && let Err(error) = vm.press_power_button()
-        {
-            log::warn!("the power button: {error}");
+        // One way to ask, with one answer for a guest that is paused or deaf: the first presses the button, the second ends it.
+        if wants_stop && let Err(error) = signal_hook::low_level::raise(SIGTERM) {
+            log::warn!("the key that stops the machine: {error}");
         }
     }
 
     fn init(&mut self, ops: &mut EventOps) {
-        lock(&self.console).init(ops);
+        lock(&self.0).init(ops);
     }
 }

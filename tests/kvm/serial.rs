@@ -1,9 +1,12 @@
 //! The far end of the serial port: a file, a socket, nothing.
 
-use crate::vm::Host;
-use std::fs;
+use crate::vm::{Host, LONG, wait};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Termios, tcgetattr};
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::process::Child;
 
 /// Reads lines until one contains `part`.
 pub fn read_until(reader: &mut BufReader<UnixStream>, part: &str) -> String {
@@ -107,4 +110,69 @@ pub fn null_takes_everything() {
     let host = Host::new();
     let (code, said) = host.run("touch=8 off", &["--serial", "null"]).wait_exit();
     assert_eq!((code, said.as_str()), (Some(0), ""));
+}
+
+/// A terminal as a person has it: the key that stops asks the guest first and ends one that does not listen second, and what the
+/// terminal was before it is again, however the VM ends.
+pub fn a_terminal_stops_the_vm_and_is_as_before() {
+    // (what the guest does, what is typed, what is said before the next, the exit code)
+    let ends: [(&str, &[(&str, &str)], i32); 4] = [
+        ("tick=50 button", &[("\x1dq", "pressed the guest's power button")], 0),
+        ("tick=50", &[("\x1dq", "pressed the guest's power button"), ("\x1dq", "ending the guest")], 0),
+        ("tick=50", &[("\x1dh", "Ctrl-] q"), ("q", "")], 0),
+        ("tick=50", &[("p", "")], 8),
+    ];
+    for (guest, keys, code) in ends {
+        let host = Host::new();
+        let (mut terminal, mut child, before) = on_terminal(&host, guest);
+        let mut said = String::new();
+        hear(&mut terminal, &mut said, "tick 1 ");
+        assert_ne!(tcgetattr(&terminal).unwrap().local_modes, before.local_modes, "not raw: {said}");
+        for (key, answer) in keys {
+            terminal.write_all(key.as_bytes()).unwrap();
+            hear(&mut terminal, &mut said, answer);
+        }
+        let status = wait(&mut child, LONG, "sterna run on a terminal");
+        assert_eq!(status.code(), Some(code), "{guest}: {said}");
+        let after = tcgetattr(&terminal).unwrap();
+        assert_eq!(
+            (after.local_modes, after.input_modes, after.output_modes),
+            (before.local_modes, before.input_modes, before.output_modes),
+            "{guest}: {said}"
+        );
+    }
+}
+
+/// `sterna run` on a terminal of its own; the terminal's other side, and how the terminal was before.
+fn on_terminal(host: &Host, guest: &str) -> (File, Child, Termios) {
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&terminal).unwrap();
+    unlockpt(&terminal).unwrap();
+    let path = ptsname(&terminal, Vec::new()).unwrap().into_string().unwrap();
+    let side = || File::options().read(true).write(true).open(&path).unwrap();
+    let before = tcgetattr(side()).unwrap();
+    let mut command = host.command(&[
+        "run",
+        "--name",
+        "vm",
+        "--kernel",
+        sterna_guest::GUEST_ELF,
+        "--memory",
+        "64M",
+        "--cmdline",
+        guest,
+    ]);
+    let child = command.stdin(side()).stdout(side()).stderr(side()).spawn().unwrap();
+    (File::from(terminal), child, before)
+}
+
+/// Reads what the terminal shows until it has shown `part` anew.
+fn hear(terminal: &mut File, said: &mut String, part: &str) {
+    let from = said.len();
+    while !said[from..].contains(part) {
+        let mut bytes = [0; 512];
+        let length = terminal.read(&mut bytes).unwrap();
+        assert!(length > 0, "the terminal closed without {part:?}: {said:?}");
+        said.push_str(&String::from_utf8_lossy(&bytes[..length]));
+    }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Longest wait for anything that a guest or command of a test does.
-pub const LONG: Duration = Duration::from_secs(60);
+pub const LONG: Duration = Duration::from_secs(180);
 
 /// Names the binary that is shipped, which `make test` has built; without it these tests run what cargo built for them.
 const SHIPPED: &str = "STERNA_UNDER_TEST";

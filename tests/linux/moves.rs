@@ -18,7 +18,7 @@ impl Load {
     /// fio writes and verifies, memory is filled and verified, both at `pace`, and a TCP stream with numbered records goes on.
     fn start(travel: &mut Travel, pace: &str) -> Result<Self> {
         let vm = &mut travel.vm;
-        let (fio_pace, memory_pace) = pace.split_once(' ').unwrap_or_default();
+        let (fio_pace, memory_pace) = pace.rsplit_once(' ').unwrap_or_default();
         vm.check(&format!(
             "rm -f /tmp/stop; (while [ ! -e /tmp/stop ]; do /tools/bin/fio --name=v --filename=/dev/vda --ioengine=libaio --direct=1 \
              --rw=randwrite --bsrange=4k-32k --iodepth=8 --size=2m --verify=crc32c --do_verify=1 --verify_fatal=1 --minimal {fio_pace} \
@@ -113,14 +113,15 @@ pub fn quick_there_and_back_under_load() -> Result {
 pub fn live_there_quick_back_live_again_under_ping() -> Result {
     let mut world = world()?;
     let travel = world.travel()?;
-    let load = Load::start(travel, "--rate_iops=10 --pace=1")?;
+    let load = Load::start(travel, "--rate_iops=10 --size=1m --pace=1")?;
     for (name, arguments) in [("live", DOWNTIME), ("quick", "--mode quick"), ("live", DOWNTIME)] {
         let watcher = travel.site(Node::B).clone();
-        let pings = [watcher.ping(TRAVELLER, 1000)?, watcher.ping(TRAVELLER, 10)?];
+        let mut pings = [watcher.ping(TRAVELLER, 1000)?, watcher.ping(TRAVELLER, 10)?];
         moved(travel, arguments)?;
         let mut said = Vec::new();
-        for mut ping in pings {
-            ping.close_stdin()?;
+        // Each waits for late answers: both at once.
+        pings.iter_mut().try_for_each(Running::close_stdin)?;
+        for ping in &mut pings {
             said.push(ping.wait(LIMIT)?.stdout.lines().last().unwrap_or_default().to_owned());
         }
         println!("  {name}: each second: {}; each 10 ms: {}", said[0], said[1]);
