@@ -8,7 +8,7 @@ STERNA := $(RELEASE)/sterna
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench-boot bench-save bench-migrate bench-stream install clean
+.PHONY: help build demo test test-programs check bench-boot bench-save bench-migrate bench-stream install clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -24,7 +24,9 @@ build: setup ## the release binary, and the testbed's
 demo: build testbed-files ## a stock Debian guest boots, and moves between two hosts: live, quick, live
 	@$(RELEASE)/testbed demo
 
-test: build testbed-files ## every test: unit, on /dev/kvm, and real Linux in the testbed
+# What is tested and the tests themselves are two builds, in profiles of their own: beside each other.
+test: setup ## every test: unit, on /dev/kvm, and real Linux in the testbed
+	@$(MAKE) --no-print-directory --jobs=2 testbed-files test-programs
 	@STERNA_UNDER_TEST=$(STERNA) cargo test --workspace --no-fail-fast --lib --bins --tests 2>&1 | tee build/test.log; \
 	status=$$?; awk -f resources/count-tests.awk build/test.log; exit $$status
 
@@ -39,6 +41,9 @@ bench-migrate: build ## live moves between two processes, QEMU beside it (N=bloc
 
 bench-stream: ## RAM over loopback as a move sends it, plain TCP beside it
 	@cargo bench --quiet --package sterna-migration --bench stream
+
+test-programs:
+	@cargo test --quiet --workspace --lib --bins --tests --no-run
 
 check: ## format, lints, unit tests and house rules: before every commit
 	@cargo fmt --all --check

@@ -8,40 +8,86 @@ use std::io;
 const GROUP: &str = "KVM";
 const API_VERSION: i32 = 12;
 
-/// A capability: name, number, need, what it is for.
-type Row = (&'static str, u32, Need, &'static str);
+/// A capability: name, number, need, what it is for, what to do where it is missing.
+type Row = (&'static str, u32, Need, &'static str, &'static str);
+
+const NEWER_OR_HARDWARE: &str = "use a newer kernel, or a host with hardware virtualisation";
+const NEWER: &str = "use a newer kernel";
 
 const ROWS: &[Row] = &[
-    ("KVM_CAP_USER_MEMORY", KVM_CAP_USER_MEMORY, Need::Required, "guest memory"),
-    ("KVM_CAP_IRQCHIP", KVM_CAP_IRQCHIP, Need::Required, "interrupt controllers"),
-    ("KVM_CAP_SET_TSS_ADDR", KVM_CAP_SET_TSS_ADDR, Need::Required, "real mode"),
-    ("KVM_CAP_SET_IDENTITY_MAP_ADDR", KVM_CAP_SET_IDENTITY_MAP_ADDR, Need::Required, "real mode"),
-    ("KVM_CAP_EXT_CPUID", KVM_CAP_EXT_CPUID, Need::Required, "the guest's processor"),
-    ("KVM_CAP_MP_STATE", KVM_CAP_MP_STATE, Need::Required, "more than one vCPU"),
-    ("KVM_CAP_SIGNAL_MSI", KVM_CAP_SIGNAL_MSI, Need::Required, "MSI-X"),
-    ("KVM_CAP_IOEVENTFD", KVM_CAP_IOEVENTFD, Need::Required, "doorbells of devices"),
-    ("KVM_CAP_IMMEDIATE_EXIT", KVM_CAP_IMMEDIATE_EXIT, Need::Required, "pausing without a lost wake-up"),
-    ("KVM_CAP_VCPU_EVENTS", KVM_CAP_VCPU_EVENTS, Need::Required, "saved vCPU state"),
-    ("KVM_CAP_DEBUGREGS", KVM_CAP_DEBUGREGS, Need::Required, "saved vCPU state"),
-    ("KVM_CAP_XSAVE", KVM_CAP_XSAVE, Need::Required, "saved vCPU state"),
+    ("KVM_CAP_USER_MEMORY", KVM_CAP_USER_MEMORY, Need::Required, "guest memory", NEWER_OR_HARDWARE),
+    ("KVM_CAP_IRQCHIP", KVM_CAP_IRQCHIP, Need::Required, "interrupt controllers", NEWER_OR_HARDWARE),
+    ("KVM_CAP_SET_TSS_ADDR", KVM_CAP_SET_TSS_ADDR, Need::Required, "real mode", NEWER_OR_HARDWARE),
+    ("KVM_CAP_SET_IDENTITY_MAP_ADDR", KVM_CAP_SET_IDENTITY_MAP_ADDR, Need::Required, "real mode", NEWER_OR_HARDWARE),
+    ("KVM_CAP_EXT_CPUID", KVM_CAP_EXT_CPUID, Need::Required, "the guest's processor", NEWER_OR_HARDWARE),
+    ("KVM_CAP_MP_STATE", KVM_CAP_MP_STATE, Need::Required, "more than one vCPU", NEWER_OR_HARDWARE),
+    ("KVM_CAP_SIGNAL_MSI", KVM_CAP_SIGNAL_MSI, Need::Required, "MSI-X", NEWER_OR_HARDWARE),
+    ("KVM_CAP_IOEVENTFD", KVM_CAP_IOEVENTFD, Need::Required, "doorbells of devices", NEWER_OR_HARDWARE),
+    (
+        "KVM_CAP_IMMEDIATE_EXIT",
+        KVM_CAP_IMMEDIATE_EXIT,
+        Need::Required,
+        "pausing without a lost wake-up",
+        NEWER_OR_HARDWARE,
+    ),
+    ("KVM_CAP_VCPU_EVENTS", KVM_CAP_VCPU_EVENTS, Need::Required, "saved vCPU state", NEWER_OR_HARDWARE),
+    ("KVM_CAP_DEBUGREGS", KVM_CAP_DEBUGREGS, Need::Required, "saved vCPU state", NEWER_OR_HARDWARE),
+    ("KVM_CAP_XSAVE", KVM_CAP_XSAVE, Need::Required, "saved vCPU state", NEWER_OR_HARDWARE),
     // Not there on a host without XSAVE, which has none of these registers either.
-    ("KVM_CAP_XCRS", KVM_CAP_XCRS, Need::Optional, "saved vCPU state of a processor with XSAVE"),
-    ("KVM_CAP_ADJUST_CLOCK", KVM_CAP_ADJUST_CLOCK, Need::Required, "the guest's clock across a move"),
-    ("KVM_CAP_KVMCLOCK_CTRL", KVM_CAP_KVMCLOCK_CTRL, Need::Optional, "a pause is no soft lock-up"),
-    ("KVM_CAP_TSC_DEADLINE_TIMER", KVM_CAP_TSC_DEADLINE_TIMER, Need::Optional, "cheaper guest timers"),
-    ("KVM_CAP_GET_TSC_KHZ", KVM_CAP_GET_TSC_KHZ, Need::Optional, "telling the guest its TSC's rate"),
-    ("KVM_CAP_TSC_CONTROL", KVM_CAP_TSC_CONTROL, Need::Optional, "moving to a host with another TSC rate"),
-    ("KVM_CAP_X2APIC_API", KVM_CAP_X2APIC_API, Need::Optional, "APIC ids above 254"),
-    ("KVM_CAP_XSAVE2", KVM_CAP_XSAVE2, Need::Optional, "processor state above 4 KiB (AMX)"),
+    (
+        "KVM_CAP_XCRS",
+        KVM_CAP_XCRS,
+        Need::Optional,
+        "saved vCPU state of a processor with XSAVE",
+        "use a processor with XSAVE",
+    ),
+    (
+        "KVM_CAP_ADJUST_CLOCK",
+        KVM_CAP_ADJUST_CLOCK,
+        Need::Required,
+        "the guest's clock across a move",
+        NEWER_OR_HARDWARE,
+    ),
+    ("KVM_CAP_KVMCLOCK_CTRL", KVM_CAP_KVMCLOCK_CTRL, Need::Optional, "a pause is no soft lock-up", NEWER),
+    ("KVM_CAP_TSC_DEADLINE_TIMER", KVM_CAP_TSC_DEADLINE_TIMER, Need::Optional, "cheaper guest timers", NEWER),
+    ("KVM_CAP_GET_TSC_KHZ", KVM_CAP_GET_TSC_KHZ, Need::Optional, "telling the guest its TSC's rate", NEWER),
+    (
+        "KVM_CAP_TSC_CONTROL",
+        KVM_CAP_TSC_CONTROL,
+        Need::Optional,
+        "moving to a host with another TSC rate",
+        "use hosts of one TSC rate, or processors that scale it",
+    ),
+    ("KVM_CAP_X2APIC_API", KVM_CAP_X2APIC_API, Need::Optional, "APIC ids above 254", NEWER),
+    ("KVM_CAP_XSAVE2", KVM_CAP_XSAVE2, Need::Optional, "processor state above 4 KiB (AMX)", "use Linux 5.17 or later"),
     (
         "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2",
         KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
         Need::Optional,
         "moving big guests smoothly",
+        "use Linux 5.2 or later",
     ),
-    ("KVM_CAP_DIRTY_LOG_RING_ACQ_REL", KVM_CAP_DIRTY_LOG_RING_ACQ_REL, Need::Optional, "dirty ring"),
-    ("KVM_CAP_NESTED_STATE", KVM_CAP_NESTED_STATE, Need::Optional, "moving guests that run guests"),
-    ("KVM_CAP_PRE_FAULT_MEMORY", KVM_CAP_PRE_FAULT_MEMORY, Need::Optional, "warm memory after a move"),
+    (
+        "KVM_CAP_DIRTY_LOG_RING_ACQ_REL",
+        KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
+        Need::Optional,
+        "dirty ring",
+        "use Linux 6.1 or later",
+    ),
+    (
+        "KVM_CAP_NESTED_STATE",
+        KVM_CAP_NESTED_STATE,
+        Need::Optional,
+        "moving guests that run guests",
+        "use Linux 4.20 or later, with nested=1 for kvm_intel or kvm_amd",
+    ),
+    (
+        "KVM_CAP_PRE_FAULT_MEMORY",
+        KVM_CAP_PRE_FAULT_MEMORY,
+        Need::Optional,
+        "warm memory after a move",
+        "use Linux 6.11 or later",
+    ),
 ];
 
 /// Checks, and the device if it can be used.
@@ -69,12 +115,8 @@ pub fn check() -> (Vec<Check>, Option<Kvm>) {
     (checks, usable.then_some(kvm))
 }
 
-fn capability(&(name, _, need, purpose): &Row, answer: i32) -> Check {
+fn capability(&(name, _, need, purpose, remedy): &Row, answer: i32) -> Check {
     let found = if answer > 0 { Ok(format!("{answer}: {purpose}")) } else { Err(purpose.to_owned()) };
-    let remedy = match need {
-        Need::Required => "use a newer kernel, or a host with hardware virtualisation",
-        _ => "",
-    };
     Check::new(GROUP, name, need, found, remedy)
 }
 
@@ -93,11 +135,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn missing_capability_is_told_with_a_remedy_only_if_required() {
-        let required = capability(&ROWS[0], 0);
-        assert!(!required.present && required.remedy.is_some(), "{required:?}");
-        let optional = capability(&("KVM_CAP_X", 0, Need::Optional, "speed"), 0);
-        assert!(!optional.present && optional.remedy.is_none(), "{optional:?}");
+    fn every_missing_capability_is_told_with_a_remedy() {
+        for row in ROWS {
+            let missing = capability(row, 0);
+            assert!(!missing.present && missing.remedy.is_some(), "{missing:?}");
+        }
         assert_eq!(capability(&ROWS[0], 3).detail, "3: guest memory");
     }
 

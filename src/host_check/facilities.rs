@@ -1,10 +1,11 @@
-//! What Sterna uses beside KVM: kernel interfaces, devices, memory. Opens and closes, never configures.
+//! What Sterna uses beside KVM: kernel interfaces, devices, memory. What it makes to try is gone again when it returns.
 
 use super::sys::try_userfaultfd;
 use super::{Check, Need};
 use io_uring::IoUring;
 use std::fs::{self, OpenOptions};
 use std::io;
+use sterna_devices::virtio::net::Tap;
 
 const GROUP: &str = "host";
 
@@ -21,12 +22,23 @@ pub fn check() -> Vec<Check> {
             "sysctl kernel.io_uring_disabled=0 (disks need it)",
         ),
         tried("/dev/net/tun", Need::Optional, opened("/dev/net/tun"), "modprobe tun; run as root (networks need it)"),
+        tried(
+            "a tap",
+            Need::Optional,
+            try_tap(),
+            "run as root, or have somebody make the taps: net tap=NAME takes one that is there",
+        ),
         tried("userfaultfd", Need::Optional, try_userfaultfd(), "run as root, or sysctl vm.unprivileged_userfaultfd=1"),
         tried("/dev/vhost-net", Need::Optional, opened("/dev/vhost-net"), "modprobe vhost_net (not used yet)"),
         huge_pages(huge),
         Check::fact(GROUP, "reserved huge pages", format!("{} free", field(&meminfo, "HugePages_Free:").unwrap_or(0))),
         memory(&meminfo),
     ]
+}
+
+/// Makes a tap, which vanishes at once. /dev/net/tun opens for anybody.
+fn try_tap() -> io::Result<()> {
+    Tap::open(&format!("check{}", std::process::id()), true).map(drop).map_err(io::Error::other)
 }
 
 fn tried(name: &str, need: Need, result: io::Result<()>, remedy: &str) -> Check {

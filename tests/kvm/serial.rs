@@ -115,8 +115,10 @@ pub fn null_takes_everything() {
 /// A terminal as a person has it: the key that stops asks the guest first and ends one that does not listen second, and what the
 /// terminal was before it is again, however the VM ends.
 pub fn a_terminal_stops_the_vm_and_is_as_before() {
-    // (what the guest does, what is typed, what is said before the next, the exit code)
-    let ends: [(&str, &[(&str, &str)], i32); 4] = [
+    /// What is typed, and what is said before the next.
+    type Keys = &'static [(&'static str, &'static str)];
+    // (what the guest does, the keys, the exit code)
+    let ends: [(&str, Keys, i32); 4] = [
         ("tick=50 button", &[("\x1dq", "pressed the guest's power button")], 0),
         ("tick=50", &[("\x1dq", "pressed the guest's power button"), ("\x1dq", "ending the guest")], 0),
         ("tick=50", &[("\x1dh", "Ctrl-] q"), ("q", "")], 0),

@@ -27,7 +27,7 @@ enum Command {
         #[arg(long, default_value_t = 2)]
         cpus: u32,
     },
-    /// Boot a stock kernel under Sterna, on this machine or on a host of the testbed, and see what it does
+    /// Boot a stock kernel under Sterna on a host of the testbed, and move it to another: live, quick, live
     Demo,
     /// A prompt in a host that `testbed up` runs elsewhere
     Shell {
