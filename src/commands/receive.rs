@@ -22,7 +22,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use sterna_migration::handover::{Keeper, KeeperAction, KeeperEvent, KeeperState, Move, Order};
 use sterna_migration::stream::{Address, Listener, Socket, StreamError};
 use sterna_migration::wire::frame::write_failure;
@@ -185,7 +185,7 @@ impl Moves {
     fn look(&self, socket: &Socket) -> io::Result<Option<Started>> {
         socket.set_timeout(PREAMBLE_PATIENCE)?;
         let mut bytes = [0; preamble::BYTES];
-        (&*socket).read_exact(&mut bytes)?;
+        socket.until(Instant::now() + PREAMBLE_PATIENCE).read_exact(&mut bytes)?;
         let preamble = Preamble::decode(&bytes).map_err(io::Error::other)?;
         let this_move = Move { id: preamble.id, epoch: preamble.epoch };
         match preamble.purpose {
@@ -265,7 +265,7 @@ impl Moves {
             _ => ToSource::Unknown,
         };
         // What is asked is in the preamble; the order itself is read so that the answer meets an open connection.
-        read_frame(&mut &*socket).map_err(io::Error::other)?;
+        read_frame(&mut socket.until(Instant::now() + PREAMBLE_PATIENCE)).map_err(io::Error::other)?;
         send(&mut &*socket, &said).map_err(io::Error::other)
     }
 }

@@ -255,6 +255,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(not(kvm_opens), ignore = "/dev/kvm does not open")]
     fn endless_program_is_stopped() {
         let kvm = Kvm::new().expect("this test needs /dev/kvm");
         let began = Instant::now();
@@ -264,6 +265,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(not(kvm_opens), ignore = "/dev/kvm does not open")]
     fn exception_and_missing_feature_are_told_apart() {
         let kvm = Kvm::new().expect("this test needs /dev/kvm");
         let undefined = Program { name: "ud2", needs: 0, code: &[0x0f, 0x0b] };

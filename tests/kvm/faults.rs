@@ -355,6 +355,7 @@ pub fn force_ends_a_copy_in_doubt() {
 pub fn a_receiver_outlives_its_peers() {
     use std::io::{Read, Write};
     use std::net::TcpStream;
+    use std::time::Duration;
     use sterna_migration::wire::frame::{FrameKind, Header};
     use sterna_migration::wire::{Preamble, Purpose};
     let pair = Pair::new();
@@ -366,6 +367,18 @@ pub fn a_receiver_outlives_its_peers() {
     let mut version = preamble(Purpose::Move, 9);
     version[8] = 77;
     let silent: Vec<_> = (0..40).map(|_| TcpStream::connect(port).unwrap()).collect();
+    let slow = std::thread::spawn({
+        let (mut peer, bytes) = (TcpStream::connect(port).unwrap(), preamble(Purpose::Join, 7));
+        // How many bytes it gets rid of, one each half second, before it is sent away.
+        move || {
+            peer.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+            let mut goes_on = |byte: &u8| {
+                let sent = peer.write_all(&[*byte]).is_ok();
+                sent && !matches!(peer.read(&mut [0]), Ok(0)) // a time-out is an error
+            };
+            (bytes.len(), bytes.iter().take_while(|byte| goes_on(byte)).count())
+        }
+    });
     for (bytes, part) in [
         (vec![0x55; 4096], "not"),
         (b"GET / HTTP/1.1\r\nHost: sterna.example.org\r\nAccept: */*\r\n\r\n".to_vec(), "not"),
@@ -389,7 +402,15 @@ pub fn a_receiver_outlives_its_peers() {
     assert_eq!(pair.b().state(NAME), None);
     tick(&mut pair.a().console(NAME));
     pair.go(&["--verify"]);
-    drop(silent);
+    let (all, sent) = slow.join().unwrap();
+    assert!(sent < all, "a peer that sends a byte each half second was listened to for all of {all}");
+    for mut peer in silent {
+        peer.set_read_timeout(Some(crate::vm::LONG)).unwrap();
+        assert!(
+            !matches!(peer.read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock),
+            "still there"
+        );
+    }
     let others = moved(pair.b(), &pair.receivers[0].address, &[]);
     assert_eq!(others["phase"], "done");
 }

@@ -130,6 +130,7 @@ fn move_tests() -> Vec<(&'static str, fn())> {
             a_paused_guest_stays_paused,
             an_existing_file_is_kept,
             a_full_file_system_leaves_the_guest_running,
+            a_disk_behind_the_cache_is_refused,
             a_damaged_file_is_refused,
             damaged_memory_is_found_where_it_is_compared,
             a_disk_must_be_as_it_was_left,

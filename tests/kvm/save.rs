@@ -135,6 +135,23 @@ pub fn a_full_file_system_leaves_the_guest_running() {
     vm.power_off();
 }
 
+/// A disk behind this host's cache may lack there what it had here: it is not saved or moved unless that is wanted.
+pub fn a_disk_behind_the_cache_is_refused() {
+    let host = Host::new();
+    let disk = format!("path={},direct=off", host.disk("image", 1 << 20));
+    host.boot("touch=1 tick=20", &["--disk", &disk]);
+    tick(&mut host.console(NAME));
+    let file = host.path("vm.sterna");
+    for words in [&["save", NAME, &file][..], &["migrate", NAME, "tcp:127.0.0.1:1"]] {
+        let said = host.fails(REFUSED, words);
+        assert_says(&said, &["disk0", "--unsafe-cache", "guest: The guest runs here"]);
+    }
+    assert!(!Path::new(&file).exists());
+    host.ok(&["save", NAME, &file, "--unsafe-cache"]);
+    host.ok(&["restore", &file]);
+    tick(&mut host.console(NAME));
+}
+
 /// Whatever is not a whole file is refused by name, and nothing starts.
 pub fn a_damaged_file_is_refused() {
     let (host, file) = saved("touch=16 tick=20", &[], &[]);

@@ -125,6 +125,7 @@ fn the_tsc_may_differ_by_what_kvm_tolerates_or_scales() {
 }
 
 #[test]
+#[cfg_attr(not(kvm_opens), ignore = "/dev/kvm does not open")]
 fn a_guest_of_this_host_can_stay_here_with_its_own_cpuid() {
     let kvm = Kvm::new().expect("this test needs /dev/kvm");
     let vm = kvm.create_vm().unwrap();

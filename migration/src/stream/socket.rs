@@ -34,7 +34,28 @@ pub enum Socket {
     Unix(Arc<UnixStream>),
 }
 
+/// A connection that is read from until a deadline, however small the pieces are that come: [`Socket::until`].
+#[derive(Debug)]
+pub struct Until<'a> {
+    socket: &'a Socket,
+    deadline: Instant,
+}
+
+impl Read for Until<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        if Instant::now() > self.deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the peer took too long over one message"));
+        }
+        self.socket.read(bytes)
+    }
+}
+
 impl Socket {
+    /// To read one message, all of which is here by `deadline`; where nothing more comes, the connection's time-out ends it.
+    pub fn until(&self, deadline: Instant) -> Until<'_> {
+        Until { socket: self, deadline }
+    }
+
     /// A TCP connection, tuned for a move.
     ///
     /// # Errors

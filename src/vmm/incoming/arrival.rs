@@ -4,7 +4,7 @@ use super::super::description::{Description, unix_ns};
 use super::super::move_error::MoveError;
 use super::super::receive::TargetReport;
 use std::io::{self, Read};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use sterna_migration::handover::Move;
 use sterna_migration::stream::Socket;
 use sterna_migration::wire::frame::write_failure;
@@ -29,6 +29,9 @@ pub struct Arrival {
     pub(in crate::vmm) heard_unix_ns: u64,
 }
 
+/// How long the description of a machine may take to come: some KiB.
+const MACHINE_PATIENCE: Duration = Duration::from_secs(20);
+
 impl Arrival {
     /// Reads what is to come over `main`, whose preamble was read.
     ///
@@ -37,7 +40,7 @@ impl Arrival {
     pub fn read(main: Socket, preamble: &Preamble) -> Result<Self, MoveError> {
         let (began, heard_unix_ns) = (Instant::now(), unix_ns());
         let read = || {
-            let frame = read_frame(&mut &main).map_err(wire)?;
+            let frame = read_frame(&mut main.until(began + MACHINE_PATIENCE)).map_err(wire)?;
             let ToTarget::Machine(message) = decode(&frame).map_err(wire)? else {
                 return Err(MoveError::Unexpected { peer: SOURCE, wanted: "the description of a machine" });
             };

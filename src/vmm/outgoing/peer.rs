@@ -1,7 +1,7 @@
 //! The target as the source hears it: one control connection, with deadlines, and the words of the hand-over on it.
 
 use super::super::move_error::MoveError;
-use std::io::{self, Read, Write};
+use std::io::Write;
 use std::time::{Duration, Instant};
 use sterna_migration::Sections;
 use sterna_migration::handover::{Move, Order};
@@ -92,7 +92,7 @@ impl Peer {
                 return Err(MoveError::NoAnswer { peer: TARGET, wanted, after: patience });
             }
         }
-        let mut input = Until { socket: &self.socket, deadline: deadline.max(Instant::now() + WORD_PATIENCE) };
+        let mut input = self.socket.until(deadline.max(Instant::now() + WORD_PATIENCE));
         let header = read_header(&mut input).map_err(wire)?;
         if header.kind == FrameKind::Ram {
             return Err(MoveError::Unexpected { peer: TARGET, wanted });
@@ -116,21 +116,6 @@ impl Peer {
             Err(rustix::io::Errno::INTR) => Ok(false),
             Err(errno) => Err(MoveError::Host { attempt: "wait for the target", source: errno.into() }),
         }
-    }
-}
-
-/// A connection that is read from until a deadline, however small the pieces are that come.
-struct Until<'a> {
-    socket: &'a Socket,
-    deadline: Instant,
-}
-
-impl Read for Until<'_> {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        if Instant::now() > self.deadline {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "the peer took too long over one message"));
-        }
-        self.socket.read(bytes)
     }
 }
 

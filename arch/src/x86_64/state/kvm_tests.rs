@@ -124,6 +124,7 @@ fn restored(state: &VcpuState) -> Machine {
 }
 
 #[test]
+#[cfg_attr(not(kvm_opens), ignore = "/dev/kvm does not open")]
 fn every_register_comes_out_in_another_vm() {
     let source = machine(1);
     fill(&source.vcpus[0]);
@@ -144,6 +145,7 @@ fn every_register_comes_out_in_another_vm() {
 }
 
 #[test]
+#[cfg_attr(not(kvm_opens), ignore = "/dev/kvm does not open")]
 fn every_model_is_refused_by_name_or_comes_out_in_another_vm() {
     for (model, xcr0, refused_xcr0) in [(CpuModel::V2, 1, 7), (CpuModel::V3, 7, 0x207)] {
         let source = match machine_of(1, model) {
@@ -176,6 +178,7 @@ fn every_model_is_refused_by_name_or_comes_out_in_another_vm() {
 }
 
 #[test]
+#[cfg_attr(not(kvm_opens), ignore = "/dev/kvm does not open")]
 fn page_directory_pointers_are_kept() {
     let source = machine(1);
     let mut sregs = sys::get_sregs2(&source.vcpus[0]).expect("this test needs KVM_CAP_SREGS2");
@@ -194,6 +197,7 @@ fn page_directory_pointers_are_kept() {
 }
 
 #[test]
+#[cfg_attr(not(kvm_opens), ignore = "/dev/kvm does not open")]
 fn a_vcpu_that_was_never_started_is_as_it_was() {
     let source = machine(2);
     let fresh = save_vcpu(&source.vcpus[1], &source.plan).unwrap();
@@ -209,6 +213,7 @@ fn a_vcpu_that_was_never_started_is_as_it_was() {
 }
 
 #[test]
+#[cfg_attr(not(kvm_opens), ignore = "/dev/kvm does not open")]
 fn a_pending_exception_keeps_its_payload() {
     let source = machine(1);
     let mut events = source.vcpus[0].get_vcpu_events().unwrap();
@@ -222,6 +227,7 @@ fn a_pending_exception_keeps_its_payload() {
 }
 
 #[test]
+#[cfg_attr(not(kvm_opens), ignore = "/dev/kvm does not open")]
 fn an_msr_is_refused_by_name_unless_it_has_its_value_anyway() {
     let machine = machine(1);
     let vcpu = &machine.vcpus[0];
@@ -236,6 +242,7 @@ fn an_msr_is_refused_by_name_unless_it_has_its_value_anyway() {
 }
 
 #[test]
+#[cfg_attr(not(kvm_opens), ignore = "/dev/kvm does not open")]
 fn a_state_of_the_wrong_length_is_refused() {
     let machine = machine(1);
     let elapsed = restore_clock(&machine.vm, &save_clock(&machine.vm).unwrap()).unwrap();
@@ -253,6 +260,7 @@ fn a_state_of_the_wrong_length_is_refused() {
 }
 
 #[test]
+#[cfg_attr(not(kvm_opens), ignore = "/dev/kvm does not open")]
 fn interrupt_controllers_come_out_in_another_vm() {
     let source = machine(1);
     let mut state = save_irqchip(&source.vm).unwrap();
@@ -324,6 +332,7 @@ fn sleep(slept_ns: i64) -> Elapsed {
 }
 
 #[test]
+#[cfg_attr(not(kvm_opens), ignore = "/dev/kvm does not open")]
 fn clocks_show_the_time_that_has_passed() {
     for slept_s in [0, 60, 86_400] {
         let elapsed = sleep(slept_s * SECOND_NS.cast_signed());
@@ -334,6 +343,7 @@ fn clocks_show_the_time_that_has_passed() {
 }
 
 #[test]
+#[cfg_attr(not(kvm_opens), ignore = "/dev/kvm does not open")]
 fn clocks_do_not_go_back_where_the_hosts_clock_is_behind() {
     let elapsed = sleep(-3600 * SECOND_NS.cast_signed());
     assert!((3590 * SECOND_NS..=3600 * SECOND_NS).contains(&elapsed.skew_clamped_ns), "{elapsed:?}");
@@ -341,6 +351,7 @@ fn clocks_do_not_go_back_where_the_hosts_clock_is_behind() {
 }
 
 #[test]
+#[cfg_attr(not(kvm_opens), ignore = "/dev/kvm does not open")]
 fn without_offsets_the_tsc_is_written() {
     let source = machine(1);
     let moves_tsc = moves_tsc(&source.vcpus[0]);
@@ -358,6 +369,7 @@ fn without_offsets_the_tsc_is_written() {
 
 /// Saving stands in the stopped window: `--nocapture` shows what it takes.
 #[test]
+#[cfg_attr(not(kvm_opens), ignore = "/dev/kvm does not open")]
 fn saving_and_restoring_are_measured() {
     let source = machine(1);
     fill(&source.vcpus[0]);
