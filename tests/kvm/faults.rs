@@ -317,21 +317,27 @@ pub fn a_receiver_killed_at_go_leaves_the_doubt_to_a_person() {
     assert_stays_and_goes(&pair, Word::Go);
 }
 
-/// A source that dies in doubt leaves the guest where it runs, and a record that says what is to be looked at.
-pub fn a_source_killed_after_go_leaves_one_guest() {
-    let stage = Stage::at(Word::Running);
-    stage.pair.await_states(stage.pair.states()[0].as_deref(), Some("running"));
-    stage.pair.a().kill(NAME);
-    let (pair, wire, code, said) = stage.end();
-    assert_eq!(code, Some(7), "{said}");
-    pair.await_states(Some("in-doubt"), Some("running"));
-    let record = pair.a().ok(&["migration", "status", NAME]);
-    assert_says(&record, &["was on its way to", "resolve vm --there"]);
-    pair.a().ok(&["migration", "resolve", NAME, "--there"]);
-    pair.await_states(None, Some("running"));
-    drop(wire);
-    assert_whole(&mut pair.b().console(NAME));
-    pair.leave(1, &[]);
+/// A source that dies once Go is on its way, or in doubt, leaves the guest where it runs, and a record that says what is to be looked at.
+pub fn a_source_killed_from_go_on_leaves_one_guest() {
+    for (word, mode) in [Word::Go, Word::Running].into_iter().flat_map(|word| [(word, "live"), (word, "quick")]) {
+        let stage = Stage::in_mode(word, mode);
+        if word == Word::Running {
+            stage.pair.await_states(stage.pair.states()[0].as_deref(), Some("running"));
+        }
+        stage.pair.a().kill(NAME);
+        // What it had said still arrives.
+        stage.wire.release();
+        let (pair, wire, code, said) = stage.end();
+        assert_eq!(code, Some(7), "{word:?}: {said}");
+        pair.await_states(Some("in-doubt"), Some("running"));
+        let record = pair.a().ok(&["migration", "status", NAME]);
+        assert_says(&record, &["was on its way to", "resolve vm --there"]);
+        pair.a().ok(&["migration", "resolve", NAME, "--there"]);
+        pair.await_states(None, Some("running"));
+        drop(wire);
+        assert_whole(&mut pair.b().console(NAME));
+        pair.leave(1, &["--mode", mode]);
+    }
 }
 
 /// In doubt, `stop --force` ends what is left here.

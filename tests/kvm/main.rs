@@ -175,7 +175,7 @@ fn move_tests() -> Vec<(&'static str, fn())> {
             a_source_in_doubt_learns_that_the_guest_runs_there,
             a_target_that_hears_no_go_discards,
             a_receiver_killed_at_go_leaves_the_doubt_to_a_person,
-            a_source_killed_after_go_leaves_one_guest,
+            a_source_killed_from_go_on_leaves_one_guest,
             force_ends_a_copy_in_doubt,
             a_receiver_outlives_its_peers,
         },
