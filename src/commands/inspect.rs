@@ -14,6 +14,9 @@ use sterna_devices::Saved as SavedState;
 use sterna_migration::PAGE_BYTES;
 use sterna_migration::file::{Form, Hooks, Saved, SavedFile, Statistics};
 
+/// As many of a vCPU's registers stand in a line for people.
+const REGISTERS_A_LINE: usize = 5;
+
 /// Threads that read memory.
 const READERS: usize = 4;
 
@@ -150,16 +153,28 @@ fn text(contents: &Contents) -> String {
     );
     let config = contents.known.as_ref().map(|description| &description.config);
     if let Some(config) = config {
-        row("cpus", config.cpus.to_string());
+        let initrd = config.initrd.as_ref().map(|path| format!(", initrd {}", path.display()));
+        row("kernel", format!("{}{}", config.kernel.display(), initrd.unwrap_or_default()));
+        row("cmdline", config.cmdline.clone());
+        row("cpus", format!("{}, {}", config.cpus, config.cpu));
     }
     for (index, vcpu) in contents.vcpus.iter().enumerate() {
         row(&format!("  vcpu{index}"), view_line(vcpu));
+        for some in vcpu.registers.chunks(REGISTERS_A_LINE) {
+            let some: Vec<_> = some.iter().map(|(name, value)| format!("{name} {value:#x}")).collect();
+            row("", some.join(", "));
+        }
     }
     for disk in config.into_iter().flat_map(|config| &config.disks) {
         row("disk", format!("{} {}{}", disk.id, disk.path.display(), if disk.readonly { ", read-only" } else { "" }));
     }
     for net in config.into_iter().flat_map(|config| &config.nets) {
         row("net", format!("{} {}", net.id, net.tap));
+    }
+    if let Some(config) = config {
+        let vsock = config.vsock.as_ref();
+        row("vsock", vsock.map_or("none".into(), |vsock| format!("cid {}, {}", vsock.cid, vsock.socket.display())));
+        row("serial", config.serial.to_string());
     }
     for what in &contents.unread {
         row("not read", what.clone());

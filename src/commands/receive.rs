@@ -25,12 +25,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 use sterna_migration::handover::{Keeper, KeeperAction, KeeperEvent, KeeperState, Move, Order};
 use sterna_migration::stream::{Address, Listener, Socket, StreamError};
-use sterna_migration::wire::frame::write_failure;
-use sterna_migration::wire::message::{read_frame, send};
+use sterna_migration::wire::frame::{read_contents, read_header, write_failure};
+use sterna_migration::wire::message::send;
 use sterna_migration::wire::{Preamble, Purpose, ToSource, preamble};
 
 /// How long a peer may take to say what it wants.
 const PREAMBLE_PATIENCE: Duration = Duration::from_secs(5);
+/// Longest question about a move: this process is not confined, so it reads little.
+const MAX_QUESTION_BYTES: u64 = 256;
 /// How long a guest may take after a SIGTERM before it is said that it has not reacted.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections that are looked at at one time.
@@ -265,7 +267,12 @@ impl Moves {
             _ => ToSource::Unknown,
         };
         // What is asked is in the preamble; the order itself is read so that the answer meets an open connection.
-        read_frame(&mut socket.until(Instant::now() + PREAMBLE_PATIENCE)).map_err(io::Error::other)?;
+        let mut input = socket.until(Instant::now() + PREAMBLE_PATIENCE);
+        let header = read_header(&mut input).map_err(io::Error::other)?;
+        if header.length > MAX_QUESTION_BYTES {
+            return Err(io::Error::other(format!("a question of {} bytes", header.length)));
+        }
+        read_contents(&mut input, header).map_err(io::Error::other)?;
         send(&mut &*socket, &said).map_err(io::Error::other)
     }
 }

@@ -395,6 +395,7 @@ pub fn a_receiver_outlives_its_peers() {
         (message(4, &[&claim(30, FrameKind::Message)[..], &[0x11; 30]].concat()), "checksum"),
         (preamble(Purpose::Join, 5), "no move"),
         (preamble(Purpose::File, 6), "sterna restore"),
+        ([preamble(Purpose::Ask, 8), claim(257, FrameKind::Message)].concat(), "a question of 257 bytes"),
     ] {
         let mut peer = TcpStream::connect(port).unwrap();
         peer.set_read_timeout(Some(crate::vm::LONG)).unwrap();

@@ -50,9 +50,14 @@ pub fn a_saved_guest_goes_on_where_it_was() {
 pub fn a_file_tells_what_is_in_it() {
     let (host, file) = saved("cpus=2 touch=16 tick=20", &["--cpus", "2"], &[]);
     let text = host.ok(&["inspect", &file]);
-    assert_says(&text, &["machine     vm (", "restored    never", "vcpu1", "64M of RAM"]);
+    let now = ["saved       2", " by sterna ", "format      version ", "vcpu0 v", "cpus        2, host", "r15 0x"];
+    assert_says(
+        &text,
+        &[&["machine     vm (", "restored    never", "vcpu1", "64M of RAM", "cmdline     cpus=2"][..], &now].concat(),
+    );
     let told = host.json(&["inspect", &file, "--verify"]);
     assert_eq!((&told["whole"], &told["memory-verified"]), (&true.into(), &Value::Null), "{told}");
+    assert!(told["vcpus"][1]["registers"]["rax"].is_u64(), "{told}");
 }
 
 /// A file is restored once; `--again` makes a second copy, told apart by its name, though the first still runs from the file.

@@ -1,12 +1,14 @@
-//! A file under a temporary name beside its own: it gets its name when it is whole and on the disk, or it goes away.
+//! A file under a temporary name beside its own: it gets its name when it is whole and on the disk, or it goes away. What a killed
+//! process leaves is swept by the next that writes a file of that name there.
 
-use super::Error;
-use rustix::fs::{self, AtFlags, Mode, OFlags, RenameFlags};
+use super::{Error, sys};
+use rustix::fs::{self, AtFlags, Dir, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// See the module.
@@ -30,10 +32,8 @@ impl Partial {
         if !overwrite && fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
             return Err(Error::exists(path));
         }
-        let temporary = temporary(name).map_err(Error::io("creating the file"))?;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = fs::openat(&folder, &temporary, flags, Mode::RUSR | Mode::WUSR);
-        let file = File::from(file.map_err(io::Error::from).map_err(Error::io("creating the file"))?);
+        sweep(&folder, name);
+        let (temporary, file) = make(&folder, name).map_err(Error::io("creating the file"))?;
         Ok(Self { file, path: path.to_owned(), folder, name: name.to_owned(), temporary, overwrite })
     }
 
@@ -56,6 +56,9 @@ impl Partial {
             Errno::EXIST if !self.overwrite => Error::exists(&self.path),
             errno => Error::io("naming the file")(errno.into()),
         })?;
+        if let Err(error) = sys::unlock(&self.file) {
+            log::debug!("{} stays locked until it is closed: {error}", self.path.display());
+        }
         match fs::fsync(&self.folder) {
             // A file system that writes no folder by itself.
             Ok(()) | Err(Errno::INVAL) => Ok(()),
@@ -86,13 +89,63 @@ impl Drop for Partial {
     }
 }
 
+/// How often a new file is made that another process takes for one left behind, in the moment before it is locked.
+const ATTEMPTS: u32 = 8;
+/// Letters that tell temporary names apart.
+const LETTERS: usize = 6;
+const SUFFIX: &[u8] = b".partial";
+
+/// A new file, locked as long as it is open under its temporary name. A file system without locks has nobody who sweeps.
+fn make(folder: &File, name: &OsStr) -> io::Result<(OsString, File)> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    for _ in 0..ATTEMPTS {
+        let temporary = temporary(name)?;
+        let file = File::from(fs::openat(folder, &temporary, flags, Mode::RUSR | Mode::WUSR)?);
+        let is_swept = match sys::lock(&file, true) {
+            Ok(locked) => !locked || fs::fstat(&file)?.st_nlink == 0,
+            Err(_) => false,
+        };
+        if !is_swept {
+            return Ok((temporary, file));
+        }
+    }
+    Err(io::Error::other("each new file is taken away at once"))
+}
+
+/// Removes files under temporary names for `name` whose lock nobody holds: their process was killed.
+fn sweep(folder: &File, name: &OsStr) {
+    let Ok(entries) = Dir::read_from(folder) else { return };
+    for entry in entries.flatten() {
+        let found = OsStr::from_bytes(entry.file_name().to_bytes());
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let Some(file) =
+            is_temporary(found, name).then(|| fs::openat(folder, found, flags, Mode::empty()).ok()).flatten()
+        else {
+            continue;
+        };
+        if sys::lock(&File::from(file), true).is_ok_and(|locked| locked) {
+            match fs::unlinkat(folder, found, AtFlags::empty()) {
+                Ok(()) => log::info!("removed {}, left by a process that was killed", found.display()),
+                Err(errno) => log::warn!("{}, left by a process that was killed, stays: {errno}", found.display()),
+            }
+        }
+    }
+}
+
+/// Whether `found` is what [`temporary`] makes of `name`.
+fn is_temporary(found: &OsStr, name: &OsStr) -> bool {
+    let letters = found.as_bytes().strip_prefix(b".").and_then(|rest| rest.strip_prefix(name.as_bytes()));
+    let letters = letters.and_then(|rest| rest.strip_prefix(b".")).and_then(|rest| rest.strip_suffix(SUFFIX));
+    letters.is_some_and(|letters| letters.len() == LETTERS && letters.iter().all(u8::is_ascii_lowercase))
+}
+
 fn temporary(name: &OsStr) -> io::Result<OsString> {
-    let mut random = [0u8; 6];
+    let mut random = [0u8; LETTERS];
     getrandom(&mut random, GetRandomFlags::empty())?;
     let mut temporary = OsString::from(".");
     temporary.push(name);
     temporary.push(".");
     temporary.push(random.map(|byte| char::from(b'a' + byte % 26)).iter().collect::<String>());
-    temporary.push(".partial");
+    temporary.push(OsStr::from_bytes(SUFFIX));
     Ok(temporary)
 }

@@ -20,7 +20,15 @@ pub(super) fn map_over(address: *mut u8, bytes: u64, file: &File, offset: u64) -
 /// Takes an OFD lock on all of `file` without waiting: it holds between hosts on NFSv4 and cluster file systems, and as long as a
 /// descriptor or a mapping of this opening is there. False when somebody else has one that is in the way.
 pub(super) fn lock(file: &File, exclusive: bool) -> io::Result<bool> {
-    let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
+    set_lock(file, if exclusive { libc::F_WRLCK } else { libc::F_RDLCK })
+}
+
+/// Lets go of what [`lock`] took.
+pub(super) fn unlock(file: &File) -> io::Result<()> {
+    set_lock(file, libc::F_UNLCK).map(drop)
+}
+
+fn set_lock(file: &File, kind: libc::c_int) -> io::Result<bool> {
     // Start and length 0 mean the whole file, however long; the process id must be 0 for OFD locks.
     let whole = libc::flock { l_type: kind as _, l_whence: libc::SEEK_SET as _, l_start: 0, l_len: 0, l_pid: 0 };
     // SAFETY: F_OFD_SETLK reads one `flock`, which outlives the call.

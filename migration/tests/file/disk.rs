@@ -1,6 +1,7 @@
 //! Saves that do not come to their end leave nothing behind.
 
 use crate::{compressed, contents, fill, names, ram, save_to};
+use rustix::fs::{FlockOperation, fcntl_lock};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -122,6 +123,28 @@ fn a_cancelled_save_leaves_nothing() {
     let result = save(&folder.path().join("a"), &contents(), &source, &pages, &options, hooks);
     assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
     assert_eq!(names(folder.path()), [""; 0]);
+}
+
+/// A process that is killed while it saves can take nothing away.
+#[test]
+fn what_a_killed_save_left_is_swept_and_what_another_writes_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let others =
+        [".a.abcdef.partial", ".a.abcde.partial", ".ab.abcdef.partial", ".a.ABCDEF.partial", ".a.writes.partial"];
+    for name in others {
+        std::fs::write(folder.path().join(name), "x").unwrap();
+    }
+    let written = std::fs::File::options().write(true).open(folder.path().join(others[4])).unwrap();
+    fcntl_lock(&written, FlockOperation::NonBlockingLockExclusive).unwrap();
+    let source = ram(1000, 100);
+    let pages = fill(&source, [1]);
+    let path = folder.path().join("a");
+    save_to(&path, &source, &pages, &Options::default()).unwrap();
+    let mut left = names(folder.path());
+    left.sort();
+    assert_eq!(left, [".a.ABCDEF.partial", ".a.abcde.partial", ".a.writes.partial", ".ab.abcdef.partial", "a"]);
+    // Its lock does not stay with its name.
+    SavedFile::open(&path).unwrap().claim().unwrap();
 }
 
 #[test]

@@ -159,6 +159,13 @@ pub struct VcpuView {
     pub mode: &'static str,
     /// Whether it runs.
     pub mp_state: &'static str,
+    /// The other registers by name: general ones, flags, CR2 and CR8, segments' selectors and bases.
+    #[serde(serialize_with = "by_name")]
+    pub registers: Vec<(&'static str, u64)>,
+}
+
+fn by_name<S: serde::Serializer>(registers: &[(&'static str, u64)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(registers.iter().copied())
 }
 
 impl VcpuState {
@@ -191,6 +198,19 @@ impl VcpuState {
                 KVM_MP_STATE_SIPI_RECEIVED => "starting",
                 _ => "unknown",
             },
+            registers: self.registers(),
         }
+    }
+
+    fn registers(&self) -> Vec<(&'static str, u64)> {
+        let (r, s) = (&self.regs, &self.sregs);
+        let general = [("rax", r.rax), ("rbx", r.rbx), ("rcx", r.rcx), ("rdx", r.rdx), ("rsi", r.rsi), ("rdi", r.rdi)];
+        let more = [("rbp", r.rbp), ("r8", r.r8), ("r9", r.r9), ("r10", r.r10), ("r11", r.r11), ("r12", r.r12)];
+        let rest =
+            [("r13", r.r13), ("r14", r.r14), ("r15", r.r15), ("rflags", r.rflags), ("cr2", s.cr2), ("cr8", s.cr8)];
+        let segments = [("cs", &s.cs), ("ss", &s.ss), ("ds", &s.ds), ("es", &s.es), ("fs", &s.fs), ("gs", &s.gs)];
+        let segments = segments.map(|(name, segment)| (name, u64::from(segment.selector)));
+        let bases = [("fs_base", s.fs.base), ("gs_base", s.gs.base)];
+        general.into_iter().chain(more).chain(rest).chain(segments).chain(bases).collect()
     }
 }
