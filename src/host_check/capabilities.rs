@@ -8,85 +8,49 @@ use std::io;
 const GROUP: &str = "KVM";
 const API_VERSION: i32 = 12;
 
-/// A capability: name, number, need, what it is for, what to do where it is missing.
-type Row = (&'static str, u32, Need, &'static str, &'static str);
+/// A capability that must be there: name, number, what it is for.
+type Required = (&'static str, u32, &'static str);
 
-const NEWER_OR_HARDWARE: &str = "use a newer kernel, or a host with hardware virtualisation";
+const REQUIRED: &[Required] = &[
+    ("KVM_CAP_USER_MEMORY", KVM_CAP_USER_MEMORY, "guest memory"),
+    ("KVM_CAP_IRQCHIP", KVM_CAP_IRQCHIP, "interrupt controllers"),
+    ("KVM_CAP_SET_TSS_ADDR", KVM_CAP_SET_TSS_ADDR, "real mode"),
+    ("KVM_CAP_SET_IDENTITY_MAP_ADDR", KVM_CAP_SET_IDENTITY_MAP_ADDR, "real mode"),
+    ("KVM_CAP_EXT_CPUID", KVM_CAP_EXT_CPUID, "the guest's processor"),
+    ("KVM_CAP_MP_STATE", KVM_CAP_MP_STATE, "more than one vCPU"),
+    ("KVM_CAP_SIGNAL_MSI", KVM_CAP_SIGNAL_MSI, "MSI-X"),
+    ("KVM_CAP_IOEVENTFD", KVM_CAP_IOEVENTFD, "doorbells of devices"),
+    ("KVM_CAP_IMMEDIATE_EXIT", KVM_CAP_IMMEDIATE_EXIT, "pausing without a lost wake-up"),
+    ("KVM_CAP_VCPU_EVENTS", KVM_CAP_VCPU_EVENTS, "saved vCPU state"),
+    ("KVM_CAP_DEBUGREGS", KVM_CAP_DEBUGREGS, "saved vCPU state"),
+    ("KVM_CAP_XSAVE", KVM_CAP_XSAVE, "saved vCPU state"),
+    ("KVM_CAP_ADJUST_CLOCK", KVM_CAP_ADJUST_CLOCK, "the guest's clock across a move"),
+];
+
+/// One that some can do without: name, number, what it is for, what to do where it is missing.
+type Optional = (&'static str, u32, &'static str, &'static str);
+
 const NEWER: &str = "use a newer kernel";
 
-const ROWS: &[Row] = &[
-    ("KVM_CAP_USER_MEMORY", KVM_CAP_USER_MEMORY, Need::Required, "guest memory", NEWER_OR_HARDWARE),
-    ("KVM_CAP_IRQCHIP", KVM_CAP_IRQCHIP, Need::Required, "interrupt controllers", NEWER_OR_HARDWARE),
-    ("KVM_CAP_SET_TSS_ADDR", KVM_CAP_SET_TSS_ADDR, Need::Required, "real mode", NEWER_OR_HARDWARE),
-    ("KVM_CAP_SET_IDENTITY_MAP_ADDR", KVM_CAP_SET_IDENTITY_MAP_ADDR, Need::Required, "real mode", NEWER_OR_HARDWARE),
-    ("KVM_CAP_EXT_CPUID", KVM_CAP_EXT_CPUID, Need::Required, "the guest's processor", NEWER_OR_HARDWARE),
-    ("KVM_CAP_MP_STATE", KVM_CAP_MP_STATE, Need::Required, "more than one vCPU", NEWER_OR_HARDWARE),
-    ("KVM_CAP_SIGNAL_MSI", KVM_CAP_SIGNAL_MSI, Need::Required, "MSI-X", NEWER_OR_HARDWARE),
-    ("KVM_CAP_IOEVENTFD", KVM_CAP_IOEVENTFD, Need::Required, "doorbells of devices", NEWER_OR_HARDWARE),
-    (
-        "KVM_CAP_IMMEDIATE_EXIT",
-        KVM_CAP_IMMEDIATE_EXIT,
-        Need::Required,
-        "pausing without a lost wake-up",
-        NEWER_OR_HARDWARE,
-    ),
-    ("KVM_CAP_VCPU_EVENTS", KVM_CAP_VCPU_EVENTS, Need::Required, "saved vCPU state", NEWER_OR_HARDWARE),
-    ("KVM_CAP_DEBUGREGS", KVM_CAP_DEBUGREGS, Need::Required, "saved vCPU state", NEWER_OR_HARDWARE),
-    ("KVM_CAP_XSAVE", KVM_CAP_XSAVE, Need::Required, "saved vCPU state", NEWER_OR_HARDWARE),
+const OPTIONAL: &[Optional] = &[
     // Not there on a host without XSAVE, which has none of these registers either.
-    (
-        "KVM_CAP_XCRS",
-        KVM_CAP_XCRS,
-        Need::Optional,
-        "saved vCPU state of a processor with XSAVE",
-        "use a processor with XSAVE",
-    ),
-    (
-        "KVM_CAP_ADJUST_CLOCK",
-        KVM_CAP_ADJUST_CLOCK,
-        Need::Required,
-        "the guest's clock across a move",
-        NEWER_OR_HARDWARE,
-    ),
-    ("KVM_CAP_KVMCLOCK_CTRL", KVM_CAP_KVMCLOCK_CTRL, Need::Optional, "a pause is no soft lock-up", NEWER),
-    ("KVM_CAP_TSC_DEADLINE_TIMER", KVM_CAP_TSC_DEADLINE_TIMER, Need::Optional, "cheaper guest timers", NEWER),
-    ("KVM_CAP_GET_TSC_KHZ", KVM_CAP_GET_TSC_KHZ, Need::Optional, "telling the guest its TSC's rate", NEWER),
+    ("KVM_CAP_XCRS", KVM_CAP_XCRS, "saved vCPU state of a processor with XSAVE", "use a processor with XSAVE"),
+    ("KVM_CAP_KVMCLOCK_CTRL", KVM_CAP_KVMCLOCK_CTRL, "a pause is no soft lock-up", NEWER),
+    ("KVM_CAP_TSC_DEADLINE_TIMER", KVM_CAP_TSC_DEADLINE_TIMER, "cheaper guest timers", NEWER),
+    ("KVM_CAP_GET_TSC_KHZ", KVM_CAP_GET_TSC_KHZ, "telling the guest its TSC's rate", NEWER),
     (
         "KVM_CAP_TSC_CONTROL",
         KVM_CAP_TSC_CONTROL,
-        Need::Optional,
         "moving to a host with another TSC rate",
         "use hosts of one TSC rate, or processors that scale it",
     ),
-    ("KVM_CAP_X2APIC_API", KVM_CAP_X2APIC_API, Need::Optional, "APIC ids above 254", NEWER),
-    ("KVM_CAP_XSAVE2", KVM_CAP_XSAVE2, Need::Optional, "processor state above 4 KiB (AMX)", "use Linux 5.17 or later"),
+    ("KVM_CAP_X2APIC_API", KVM_CAP_X2APIC_API, "APIC ids above 254", NEWER),
+    ("KVM_CAP_XSAVE2", KVM_CAP_XSAVE2, "processor state above 4 KiB (AMX)", "use Linux 5.17 or later"),
     (
         "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2",
         KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
-        Need::Optional,
         "moving big guests smoothly",
         "use Linux 5.2 or later",
-    ),
-    (
-        "KVM_CAP_DIRTY_LOG_RING_ACQ_REL",
-        KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
-        Need::Optional,
-        "dirty ring",
-        "use Linux 6.1 or later",
-    ),
-    (
-        "KVM_CAP_NESTED_STATE",
-        KVM_CAP_NESTED_STATE,
-        Need::Optional,
-        "moving guests that run guests",
-        "use Linux 4.20 or later, with nested=1 for kvm_intel or kvm_amd",
-    ),
-    (
-        "KVM_CAP_PRE_FAULT_MEMORY",
-        KVM_CAP_PRE_FAULT_MEMORY,
-        Need::Optional,
-        "warm memory after a move",
-        "use Linux 6.11 or later",
     ),
 ];
 
@@ -105,7 +69,7 @@ pub fn check() -> (Vec<Check>, Option<Kvm>) {
         if version == API_VERSION { Ok(format!("opens, API {version}")) } else { Err(format!("API {version}")) };
     let usable = right.is_ok();
     let mut checks = vec![Check::new(GROUP, "/dev/kvm", Need::Required, right, "use a kernel with KVM API 12")];
-    checks.extend(ROWS.iter().map(|row| capability(row, kvm.check_extension_raw(row.1.into()))));
+    checks.extend(capabilities(|number| kvm.check_extension_raw(number.into())));
     checks.push(Check::fact(
         GROUP,
         "vCPUs a VM",
@@ -115,9 +79,18 @@ pub fn check() -> (Vec<Check>, Option<Kvm>) {
     (checks, usable.then_some(kvm))
 }
 
-fn capability(&(name, _, need, purpose, remedy): &Row, answer: i32) -> Check {
-    let found = if answer > 0 { Ok(format!("{answer}: {purpose}")) } else { Err(purpose.to_owned()) };
-    Check::new(GROUP, name, need, found, remedy)
+/// Every capability, by what KVM answers for its number.
+fn capabilities(answer: impl Fn(u32) -> i32) -> Vec<Check> {
+    const REMEDY: &str = "use a newer kernel, or a host with hardware virtualisation";
+    let told = |name: &str, number, need, purpose: &str, remedy: &str| {
+        let answer = answer(number);
+        let found = if answer > 0 { Ok(format!("{answer}: {purpose}")) } else { Err(purpose.to_owned()) };
+        Check::new(GROUP, name, need, found, remedy)
+    };
+    let required = REQUIRED.iter().map(|(name, number, purpose)| told(name, *number, Need::Required, purpose, REMEDY));
+    let optional = OPTIONAL.iter();
+    let optional = optional.map(|(name, number, purpose, remedy)| told(name, *number, Need::Optional, purpose, remedy));
+    required.chain(optional).collect()
 }
 
 fn open_remedy(kind: io::ErrorKind) -> &'static str {
@@ -136,11 +109,10 @@ mod tests {
 
     #[test]
     fn every_missing_capability_is_told_with_a_remedy() {
-        for row in ROWS {
-            let missing = capability(row, 0);
-            assert!(!missing.present && missing.remedy.is_some(), "{missing:?}");
-        }
-        assert_eq!(capability(&ROWS[0], 3).detail, "3: guest memory");
+        let missing = capabilities(|_| 0);
+        assert!(missing.iter().all(|check| !check.present && check.remedy.is_some()), "{missing:?}");
+        assert_eq!(missing.len(), REQUIRED.len() + OPTIONAL.len());
+        assert_eq!(capabilities(|_| 3)[0].detail, "3: guest memory");
     }
 
     #[test]
