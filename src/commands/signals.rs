@@ -55,8 +55,8 @@ fn follow(mut reader: UnixStream, machine: &Weak<dyn Machine>, name: &str, limit
             Ok(_) => {}
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 log::warn!(
-                    "the guest has not reacted to its power button within {} s; `sterna stop {name} --force`, or to ask \
-                     once more, ends it without asking",
+                    "the guest has not reacted to its power button within {} s; `sterna stop {name} --force`, or the signal \
+                     or key once more, ends it without asking",
                     limit.as_secs_f32()
                 );
                 reader.set_read_timeout(None)?;
@@ -80,18 +80,20 @@ fn follow(mut reader: UnixStream, machine: &Weak<dyn Machine>, name: &str, limit
 fn press(machine: &dyn Machine, name: &str) -> bool {
     match machine.press_power_button() {
         Ok(()) => {
-            log::warn!("pressed the guest's power button; once more ends the guest without asking");
+            log::warn!("pressed the guest's power button; the signal or key once more ends the guest without asking");
             true
         }
         Err(MachineError::Paused) => {
             log::warn!(
-                "the guest is paused and cannot power off; `sterna resume {name}` lets it go on, once more ends \
-                 it without asking"
+                "the guest is paused and cannot power off; `sterna resume {name}` lets it go on, the signal or key once \
+                 more ends it without asking"
             );
             false
         }
         Err(error) => {
-            log::warn!("cannot press the guest's power button: {error}; once more ends the guest without asking");
+            log::warn!(
+                "cannot press the guest's power button: {error}; the signal or key once more ends the guest without asking"
+            );
             false
         }
     }
