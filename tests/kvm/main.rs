@@ -33,8 +33,8 @@ macro_rules! trials {
 
 fn main() {
     let mut arguments = Arguments::from_args();
-    // Two at a time: the guests of some tests need a core each.
-    arguments.test_threads = arguments.test_threads.or(Some(2));
+    // Most of a test is waiting: for a guest, for a silence that must be missed. More at a time than there are processors.
+    arguments.test_threads = arguments.test_threads.or(Some(6));
     let kvm = kvm_ioctls::Kvm::new();
     if let Err(error) = &kvm {
         eprintln!("/dev/kvm does not open ({error}): every test below is ignored");

@@ -42,6 +42,11 @@ impl Host {
         Self { name: name.to_owned(), address: SocketAddrV4::new(Ipv4Addr::LOCALHOST, port) }
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Runs a shell command to its end, within five minutes. A status other than 0 is not an error here.
     pub fn run(&self, command: &str) -> Result<Output> {
         self.run_for(command, RUN_LIMIT)

@@ -29,6 +29,7 @@ pub use error::{Error, Result};
 pub use files::Files;
 pub use guest::Guest;
 pub use host::{Host, Output};
+pub use local::run_here;
 pub use qemu::Node;
 pub use run_dir::{attach, console};
 pub use running::Running;

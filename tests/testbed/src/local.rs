@@ -19,6 +19,13 @@ use std::{
 /// How often a program that has closed its output is asked whether it has ended.
 const REAP_INTERVAL: Duration = Duration::from_millis(10);
 
+/// Starts a shell command on this machine.
+pub fn run_here(command: &str) -> Result<Running> {
+    let mut shell = keeper::command("sh");
+    shell.args(["-c", command]);
+    run("this machine", shell)
+}
+
 /// Starts a program with all three standard streams connected.
 pub(crate) fn run(who: &str, mut command: Command) -> Result<Running> {
     let shown = command.get_args().nth(2).unwrap_or(command.get_program()).to_string_lossy().into_owned();

@@ -1,11 +1,13 @@
-//! `make demo`: an unmodified Debian guest boots on host A, moves to B while it runs, back by save and restore, and live again. Its
-//! disk, its memory and its network are checked all the way. Both hosts are the testbed's.
+//! `make demo`: an unmodified Debian kernel boots by one command; then one moves between two hosts while it runs, back by save and
+//! restore, and live again. Its disk, its memory and its network are checked all the way. Both hosts are the testbed's.
 
+use super::first::Ground;
+use super::{word, wrong};
 use std::{
     process::ExitCode,
     time::{Duration, Instant},
 };
-use sterna_testbed::{Error, Files, HostOptions, Node, Options, Result, Site, Testbed, Vm, accel::Accel};
+use sterna_testbed::{Files, HostOptions, Node, Options, Result, Site, Testbed, Vm, accel::Accel};
 
 /// How long one thing may take: the CPUs may be software.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -53,6 +55,13 @@ pub fn demo() -> Result<ExitCode> {
 
 fn story(testbed: &Testbed) -> Result<()> {
     let start = Instant::now();
+    let ground = Ground::choose(testbed.dir(), Some(testbed.host(Node::A)?))?;
+    chapter(
+        "2. A first guest",
+        "An unmodified Debian kernel boots by one command and says on its console what it does.",
+    );
+    println!("   It runs {}.", ground.place);
+    let seen = ground.boot()?;
     let a = Site::prepare(testbed, Node::A, TAP)?;
     let b = Site::prepare(testbed, Node::B, TAP)?;
     let mut vm = boot(&a)?;
@@ -60,21 +69,21 @@ fn story(testbed: &Testbed) -> Result<()> {
     let uptime = vm.check("cut -d. -f1 /proc/uptime")?;
 
     chapter(
-        "3. Live to B",
+        "4. Live to B",
         "Memory is copied while the guest runs; what it changes meanwhile is copied again, until the rest is so",
     );
     println!("   little that the guest can be stopped for it. Then it goes on at B. Nobody should notice.");
     let first = travel(&mut vm, &b, &b, "live, A to B", "--max-downtime 300ms")?;
     same(&mut vm, &sum)?;
     chapter(
-        "4. Quick back to A",
+        "5. Quick back to A",
         "The guest is stopped first and all of its memory is copied then: simple and short in all, but the guest",
     );
     println!("   stands still for as long as that takes. Its connections outlive it.");
     let second = travel(&mut vm, &a, &b, "quick, B to A", "--mode quick")?;
     same(&mut vm, &sum)?;
     chapter(
-        "5. Live again to B",
+        "6. Live again to B",
         "What worked once has to work again: the third move starts from a machine that was moved twice.",
     );
     let third = travel(&mut vm, &b, &b, "live, A to B", "--max-downtime 300ms")?;
@@ -82,9 +91,10 @@ fn story(testbed: &Testbed) -> Result<()> {
     let rounds = remembered(&mut vm)?;
     let uptime_now = vm.check("cut -d. -f1 /proc/uptime")?;
 
-    chapter("6. Power off", "On B, by the power button.");
+    chapter("7. Power off", "On B, by the power button.");
     run(&b, "sterna stop web --timeout 60s")?;
     println!("\nWhat was measured\n");
+    println!("{}\n", ground.sum_up(&seen));
     table(&[first, second, third]);
     println!("\n   disk     the file written on A has the same checksum after each move, read anew on either host");
     println!("   memory   {CHECKED_MIB} MiB filled and verified {rounds} times on the way, every word right");
@@ -127,10 +137,10 @@ fn hosts() -> Result<Testbed> {
 
 fn boot(site: &Site) -> Result<Vm> {
     chapter(
-        "2. A guest on A",
-        "An unmodified Debian kernel. Its disk lies on the shared volume, so that either host can reach it; a lock says",
+        "3. A guest on A",
+        "The same kernel. Its disk lies on the shared volume, so that either host can reach it; a lock says whose it",
     );
-    println!("   whose it is. Its network is a tap in a bridge, of the same name on both hosts.");
+    println!("   is. Its network is a tap in a bridge, of the same name on both hosts.");
     site.host().check("truncate -s 256M /shared/web.img")?;
     let start = Instant::now();
     let arguments = format!("--cpus 2 --memory 256M --disk path=/shared/web.img --net tap={TAP}");
@@ -163,10 +173,7 @@ fn travel(vm: &mut Vm, to: &Site, watcher: &Site, title: &'static str, arguments
     let moved = vm.migrate(to, arguments)?;
     ping.close_stdin()?;
     let pinged = ping.wait(LIMIT)?.stdout;
-    let word = |name: &str| {
-        let found = pinged.split_whitespace().filter_map(|word| word.strip_prefix(name)).next_back();
-        found.unwrap_or("?").to_owned()
-    };
+    let word = |name: &str| word(&pinged, name);
     let made = Move {
         title,
         total_ms: moved.total_time,
@@ -204,10 +211,6 @@ fn remembered(vm: &mut Vm) -> Result<String> {
         Some((last, rounds)) if last.ends_with("right") => Ok(rounds.to_owned()),
         _ => Err(wrong(format!("memory: {said}"))),
     }
-}
-
-fn wrong(output: String) -> Error {
-    Error::Failed { who: "the guest".into(), command: "check".into(), status: 1, output }
 }
 
 fn table(moves: &[Move]) {

@@ -1,9 +1,14 @@
 //! The testbed for a person: start it, get a prompt in its hosts, run a command in one, see the demo.
 
 mod demo;
+mod first;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use std::{path::Path, process::ExitCode, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
 use sterna_testbed::{
     Error, Files, HostOptions, Node, Options, Result, Testbed, attach, console,
     terminal::{Left, join},
@@ -29,6 +34,12 @@ enum Command {
     },
     /// Boot a stock kernel under Sterna on a host of the testbed, and move it to another: live, quick, live
     Demo,
+    /// Boot one stock guest on this machine's own KVM, which has to run stock kernels: `sterna host check` tells
+    First {
+        /// Where its disk is made
+        #[arg(default_value = ".")]
+        dir: PathBuf,
+    },
     /// A prompt in a host that `testbed up` runs elsewhere
     Shell {
         /// a, b or n
@@ -65,6 +76,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Up { memory, cpus } => up(HostOptions { memory_mib: memory, cpus }),
         Command::Demo => demo::demo(),
+        Command::First { dir } => first(&dir),
         Command::Shell { host } => shell(host.into()),
         Command::Run { host, command } => run(host.into(), &command.join(" ")),
     };
@@ -77,6 +89,23 @@ fn main() -> ExitCode {
 /// The error and its causes in one line.
 fn chain(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {}", chain(source)))
+}
+
+fn first(dir: &Path) -> Result<ExitCode> {
+    let ground = first::Ground::choose(dir, None)?;
+    let seen = ground.boot()?;
+    println!("\n{}", ground.sum_up(&seen));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What stands behind the last word that starts so.
+fn word(text: &str, name: &str) -> String {
+    text.split_whitespace().filter_map(|word| word.strip_prefix(name)).next_back().unwrap_or("?").to_owned()
+}
+
+/// The guest is not as it should be.
+fn wrong(output: String) -> Error {
+    Error::Failed { who: "the guest".into(), command: "check".into(), status: 1, output }
 }
 
 fn up(size: HostOptions) -> Result<ExitCode> {
