@@ -84,6 +84,20 @@ impl Records {
         sync_dir(&self.dir)
     }
 
+    /// Whether a record of `vm` could be written now: one is, and thrown away.
+    ///
+    /// # Errors
+    /// The file system's, the directory named.
+    pub fn try_out(&self, vm: &str) -> io::Result<()> {
+        let path = self.path(vm).with_extension(format!("trial.{}", std::process::id()));
+        let made = self.prepare().and_then(|()| {
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+            let written = file.write_all(&[b'\n'; 4096]);
+            fs::remove_file(&path).and(written)
+        });
+        made.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", self.dir.display())))
+    }
+
     /// Makes the directory, which a process that will be confined does while it can; it survives a power cut as the records do.
     ///
     /// # Errors
@@ -178,6 +192,18 @@ mod tests {
         records.remove("web").unwrap();
         records.remove("web").unwrap();
         assert!(records.all().is_empty());
+    }
+
+    #[test]
+    fn a_place_for_records_is_tried_without_a_trace() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::at(dir.path().join("records"));
+        records.try_out("web").unwrap();
+        assert_eq!(fs::read_dir(records.dir()).unwrap().count(), 0);
+        assert_eq!(records.read("web").unwrap(), None);
+        fs::write(dir.path().join("file"), "").unwrap();
+        let error = Records::at(dir.path().join("file")).try_out("web").unwrap_err();
+        assert!(error.to_string().contains("/file: "), "{error}");
     }
 
     #[test]

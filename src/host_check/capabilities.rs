@@ -54,6 +54,16 @@ const OPTIONAL: &[Optional] = &[
     ),
 ];
 
+/// What no VM can do without and this KVM lacks; a sentence each.
+pub fn missing_capabilities(kvm: &Kvm) -> Vec<String> {
+    missing(|number| kvm.check_extension_raw(number.into()))
+}
+
+fn missing(answer: impl Fn(u32) -> i32) -> Vec<String> {
+    let missing = REQUIRED.iter().filter(|(_, number, _)| answer(*number) <= 0);
+    missing.map(|(name, _, purpose)| format!("its KVM lacks {name}: {purpose}")).collect()
+}
+
 /// Checks, and the device if it can be used.
 pub fn check() -> (Vec<Check>, Option<Kvm>) {
     let kvm = match Kvm::new() {
@@ -113,6 +123,13 @@ mod tests {
         assert!(missing.iter().all(|check| !check.present && check.remedy.is_some()), "{missing:?}");
         assert_eq!(missing.len(), REQUIRED.len() + OPTIONAL.len());
         assert_eq!(capabilities(|_| 3)[0].detail, "3: guest memory");
+    }
+
+    #[test]
+    fn what_no_vm_can_do_without_is_named_and_the_rest_is_not() {
+        let has = |lacks: u32| move |number| i32::from(number != lacks);
+        assert_eq!(missing(has(KVM_CAP_DEBUGREGS)), ["its KVM lacks KVM_CAP_DEBUGREGS: saved vCPU state"]);
+        assert!(missing(has(KVM_CAP_XSAVE2)).is_empty());
     }
 
     #[test]

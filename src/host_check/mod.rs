@@ -11,6 +11,7 @@ mod programs;
 mod sys;
 mod table;
 
+pub use capabilities::missing_capabilities;
 use serde::Serialize;
 
 /// Whether an unmodified distribution kernel runs on this host's /dev/kvm.

@@ -106,6 +106,14 @@ impl NewMachine {
         Ok(())
     }
 
+    /// See [`Parked::rehearse`].
+    ///
+    /// # Errors
+    /// What a device does not take.
+    pub fn rehearse(&self, sections: Sections) -> Result<(), PartError> {
+        self.parts.rehearse(sections)
+    }
+
     /// Gives it its threads, one of them for its devices and `console`. They stand at the gate until it has a state and is
     /// resumed: to start them takes as long as to load a kernel, and goes on meanwhile.
     ///

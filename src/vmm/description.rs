@@ -31,6 +31,9 @@ pub struct Description {
     pub identity: Identity,
     /// What its processors can do.
     pub cpu: CpuProfile,
+    /// The MSRs that are in its state.
+    #[serde(default)]
+    pub state_msrs: Vec<u32>,
     /// Memory that it has touched, bytes.
     pub present_bytes: u64,
     /// How its disks can be recognised, in the configuration's order.

@@ -30,6 +30,7 @@ mod receive;
 mod restore;
 mod save;
 mod stop_key;
+mod stopped;
 mod vcpu;
 mod vm;
 mod wiring;

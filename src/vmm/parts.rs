@@ -8,7 +8,7 @@ use super::machine::{Function, lock};
 use kvm_ioctls::VmFd;
 use serde::de::DeserializeOwned;
 use std::sync::{Arc, Mutex};
-use sterna_arch::state::{self, ClockState, IrqchipState, MsrPlan, VcpuState};
+use sterna_arch::state::{self, ClockState, IrqchipState, Msr, MsrPlan, VcpuState};
 use sterna_devices::legacy::{Power, PvPanic, Rtc, Serial, VmGenId};
 use sterna_devices::pci::PciSegment;
 use sterna_devices::{Saved, StateError};
@@ -140,6 +140,23 @@ impl Parts {
             push(&mut sections, &name, saved)?;
         }
         Ok(sections)
+    }
+
+    /// Those of the MSRs `among` that hold anything, by vCPU. The vCPUs stand still.
+    ///
+    /// # Errors
+    /// What KVM does not read.
+    pub fn used_msrs(&self, msrs: &MsrPlan, among: &[u32]) -> Result<Vec<(usize, Msr)>, PartError> {
+        let mut used = Vec::new();
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            let found = msrs.used(&lock(vcpu), among).map_err(|source| PartError::Processor {
+                part: format!("vcpu{index}"),
+                done: "read",
+                source,
+            })?;
+            used.extend(found.into_iter().map(|msr| (index, msr)));
+        }
+        Ok(used)
     }
 
     /// The state of the devices of a machine that may be running: what a rehearsal consists of.

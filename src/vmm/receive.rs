@@ -1,6 +1,6 @@
 //! A machine that is on its way to here: what it needs of this host is looked at, opened and built, then it is taken in.
 
-use super::build;
+use super::build::{self, NewMachine};
 use super::description::{Description, DiskMark, available_bytes, host_name, missing_for_reboot, unix_ns};
 use super::error::Error;
 use super::host::{Host, Locks};
@@ -15,6 +15,8 @@ use super::{chain, console};
 use crate::control::machine::{Ended, Machine, RunOptions};
 use crate::control::movement::{Kind, Limits, MoveStatus, RamStatus};
 use crate::events::EventBus;
+use crate::host_check::missing_capabilities;
+use crate::records::Records;
 use crate::registry::Registry;
 use crate::units::format_size;
 use serde::{Deserialize, Serialize};
@@ -38,8 +40,8 @@ pub fn run(
     sender: &Sender<Outcome>,
 ) -> Result<Result<Arc<Vm>, Ended>, Error> {
     match prepare(&arrival, options, sender) {
-        Ok(Prepared { vm, parked, movement, warnings }) => {
-            let taker = Taker::new(&vm, &movement, keeper, arrival, parked, warnings);
+        Ok(Prepared { vm, parked, movement, said }) => {
+            let taker = Taker::new(&vm, &movement, keeper, arrival, parked, said);
             Ok(match taker.run() {
                 Ok(()) => Ok(vm),
                 Err(error) => {
@@ -59,7 +61,16 @@ struct Prepared {
     vm: Arc<Vm>,
     parked: build::Parked,
     movement: Arc<Movement>,
-    warnings: Vec<String>,
+    said: Said,
+}
+
+/// What the source is told of a machine that is built.
+#[derive(Clone)]
+pub struct Said {
+    /// What a person should know.
+    pub warnings: Vec<String>,
+    /// MSRs of the machine's state that this host does not have.
+    pub unknown_msrs: Vec<u32>,
 }
 
 fn prepare(arrival: &Arrival, options: RunOptions, sender: &Sender<Outcome>) -> Result<Prepared, Error> {
@@ -75,6 +86,7 @@ fn prepare(arrival: &Arrival, options: RunOptions, sender: &Sender<Outcome>) -> 
         Vm::new(description.config.clone(), Arc::new(host), description.identity, Arc::clone(&events), sender.clone());
     let new = build::build(&vm.config, &vm.host, &events)?;
     new.expect(&description.cpu, &vm.host, &vm.config)?;
+    let unknown_msrs = unknown_msrs(description, &vm.host);
     let memory = &vm.host.memory;
     memory.prefer_huge_pages().map_err(|source| Error::Memory { bytes: vm.config.memory_bytes, source })?;
     let parked = new.park(console(&vm), sender.clone())?;
@@ -89,13 +101,13 @@ fn prepare(arrival: &Arrival, options: RunOptions, sender: &Sender<Outcome>) -> 
     let movement = Movement::begin(status, Limits::default(), events);
     vm.expect(Arc::clone(&movement));
     ready(Arc::clone(&vm) as Arc<dyn Machine>);
-    Ok(Prepared { vm, parked, movement, warnings })
+    Ok(Prepared { vm, parked, movement, said: Said { warnings, unknown_msrs } })
 }
 
 /// Why the machine does not fit what this host has for it.
 fn misfits(arrival: &Arrival, host: &Host) -> Vec<String> {
     let description = &arrival.description;
-    let mut problems = Vec::new();
+    let mut problems = missing_capabilities(&host.kvm);
     if host.memory.pages().layout() != arrival.message.layout {
         problems.push("its RAM lies at other addresses than this program would put it".to_owned());
     }
@@ -103,16 +115,26 @@ fn misfits(arrival: &Arrival, host: &Host) -> Vec<String> {
         let (needed, free) = (format_size(description.present_bytes), format_size(free));
         problems.push(format!("it has {needed} of memory in use, and this host has {free} free"));
     }
+    if let Err(error) = Records::from_env().try_out(&description.config.name) {
+        problems.push(format!("no record of the move can be written: {error}"));
+    }
     for ((disk, mark), image) in description.config.disks.iter().zip(&description.disks).zip(&host.images) {
         problems.extend(different_disk(&disk.id, mark, image, true));
     }
     problems
 }
 
-/// Builds the machine and lets it go: what KVM or a device refuses shows.
-fn try_to_build(description: &Description, host: &Host) -> Result<(), Error> {
+/// MSRs of the machine's state that are not here, once a machine was built on `host`.
+fn unknown_msrs(description: &Description, host: &Host) -> Vec<u32> {
+    host.processor().map(|here| here.msrs.lacks(&description.state_msrs)).unwrap_or_default()
+}
+
+/// Builds the machine: what KVM or a device refuses shows.
+fn try_to_build(description: &Description, host: &Host) -> Result<NewMachine, Error> {
     let events = Arc::new(EventBus::new(&description.config.name));
-    build::build(&description.config, host, &events)?.expect(&description.cpu, host, &description.config)
+    let new = build::build(&description.config, host, &events)?;
+    new.expect(&description.cpu, host, &description.config)?;
+    Ok(new)
 }
 
 /// What a target finds when it tries all that a move needs.
@@ -128,9 +150,12 @@ pub struct TargetReport {
     pub problems: Vec<String>,
     /// What a person should know.
     pub warnings: Vec<String>,
+    /// MSRs of the machine's state that it does not have.
+    #[serde(default)]
+    pub unknown_msrs: Vec<u32>,
 }
 
-/// Tries all that the machine of `arrival` needs here, tells the source, and helps it to measure the way.
+/// Tries all that the machine of `arrival` needs here and tells the source; then tries its devices' state, and helps to measure the way.
 ///
 /// # Errors
 /// The connection's.
@@ -138,12 +163,17 @@ pub fn answer_check(arrival: &Arrival, registry: &Registry) -> Result<(), MoveEr
     let description = &arrival.description;
     let config = &description.config;
     let mut problems = config.validate_arrival().list().to_vec();
+    let (mut built, mut unknown) = (None, Vec::new());
     if problems.is_empty() {
         problems.extend(registry.claim(&config.name).err().map(|error| chain(&error)));
         match Host::open(config, Some(&description.cpu), Locks::Later) {
             Ok(host) => {
                 problems.extend(misfits(arrival, &host));
-                problems.extend(try_to_build(description, &host).err().map(|error| chain(&error)));
+                match try_to_build(description, &host) {
+                    Ok(new) => built = Some(new),
+                    Err(error) => problems.push(chain(&error)),
+                }
+                unknown = unknown_msrs(description, &host);
             }
             Err(error) => problems.push(chain(&error)),
         }
@@ -154,8 +184,9 @@ pub fn answer_check(arrival: &Arrival, registry: &Registry) -> Result<(), MoveEr
         unix_ns: unix_ns(),
         problems,
         warnings: warnings(description, arrival.heard_unix_ns),
+        unknown_msrs: unknown,
     };
-    arrival.answer_check(&report)
+    arrival.answer_check(&report, built.as_ref())
 }
 
 /// Why `image` is not the disk that `mark` was made of, or `None`. A file that the source has locked (`held`) shows so by its

@@ -4,7 +4,9 @@
 
 use super::host::Host;
 use super::machine::{Machine, lock};
+use super::move_error::MoveError;
 use super::movement::{Movement, Off};
+use super::stopped::Stopped;
 use super::vcpu::Outcome;
 use super::{outgoing, save};
 use crate::config::VmConfig;
@@ -16,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
+use sterna_arch::state::Msr;
 use uuid::Uuid;
 
 /// Longest time that a move which was called off may take to let go of the machine.
@@ -208,9 +211,41 @@ impl Vm {
         }
         inner.state = RunState::Moving;
         drop(inner);
-        let stopped = Stopped { vm, machine, was, resumes: true };
+        let stopped = Stopped::new(vm, machine, was);
         // A vCPU that has just reset or powered off the machine has told the main thread, which will see to it.
-        if stopped.machine.has_ended() { Err(MachineError::Ended) } else { Ok(stopped) }
+        if stopped.machine().has_ended() { Err(MachineError::Ended) } else { Ok(stopped) }
+    }
+
+    /// Those of the MSRs `among` that hold anything, by vCPU. The guest stands still while they are read.
+    ///
+    /// # Errors
+    /// A guest that has ended or is handed over, vCPUs that do not stop, and what KVM does not read.
+    pub fn used_msrs(&self, among: &[u32]) -> Result<Vec<(usize, Msr)>, MoveError> {
+        let inner = lock(&self.inner);
+        let machine = inner.present().map_err(MoveError::Stop)?;
+        let runs = matches!(inner.state, RunState::Running | RunState::Stopping);
+        if runs {
+            machine.pause().map_err(MoveError::Stop)?;
+        }
+        let used = machine.parts().used_msrs(&self.host.processor()?.msrs, among);
+        if runs {
+            machine.resume();
+        }
+        Ok(used?)
+    }
+
+    /// Takes up again what `machine`, which stood still for a move, was doing.
+    pub(super) fn go_on(&self, machine: &Arc<Machine>, was: RunState) {
+        let mut inner = lock(&self.inner);
+        if matches!(was, RunState::Running | RunState::Stopping) {
+            machine.resume_moved();
+        }
+        inner.state = was;
+    }
+
+    /// What a move makes of it.
+    pub(super) fn set_state(&self, state: RunState) {
+        lock(&self.inner).state = state;
     }
 
     /// Puts a move in, unless there is one.
@@ -236,74 +271,6 @@ impl Vm {
     fn moving(&self) -> Result<Arc<Movement>, MachineError> {
         let movement = lock(&self.inner).movement.clone().filter(|movement| !movement.is_over());
         movement.ok_or_else(|| MachineError::Refused("it is not moving".into()))
-    }
-}
-
-/// A machine that stands still for a move. Dropped, it goes on.
-pub struct Stopped {
-    vm: Arc<Vm>,
-    machine: Arc<Machine>,
-    /// What it was doing.
-    was: RunState,
-    resumes: bool,
-}
-
-impl Stopped {
-    /// The machine.
-    pub fn machine(&self) -> &Arc<Machine> {
-        &self.machine
-    }
-
-    /// Whether it stood still before, on a person's wish.
-    pub fn was_paused(&self) -> bool {
-        matches!(self.was, RunState::Paused | RunState::Created)
-    }
-
-    /// From here on it does not go on by itself.
-    pub fn commit(mut self) -> Committed {
-        self.resumes = false;
-        Committed { vm: Arc::clone(&self.vm), machine: Arc::clone(&self.machine), was: self.was }
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        if !self.resumes {
-            return;
-        }
-        let mut inner = lock(&self.vm.inner);
-        if !self.was_paused() {
-            self.machine.resume_moved();
-        }
-        inner.state = self.was;
-    }
-}
-
-/// A machine that was given away: nothing on it resumes.
-pub struct Committed {
-    vm: Arc<Vm>,
-    machine: Arc<Machine>,
-    was: RunState,
-}
-
-impl Committed {
-    /// It may run at its destination, or not.
-    pub fn doubt(&self) {
-        lock(&self.vm.inner).state = RunState::InDoubt;
-    }
-
-    /// It comes back, on its destination's word or a person's.
-    pub fn come_back(self) -> Stopped {
-        lock(&self.vm.inner).state = RunState::Moving;
-        Stopped { vm: self.vm, machine: self.machine, was: self.was, resumes: true }
-    }
-
-    /// It is gone from here.
-    pub fn end(self, ended: Ended) {
-        let Self { vm, machine, .. } = self;
-        // First: what its devices have in the file system goes with the last who holds it, and who hears of the end exits.
-        drop(machine);
-        vm.end(ended);
     }
 }
 

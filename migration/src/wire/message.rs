@@ -148,6 +148,8 @@ pub struct Ready {
     pub build_ns: u64,
     /// What a person should know, and nothing is refused for.
     pub warnings: Vec<String>,
+    /// MSRs of the machine's state that this host does not have: a guest that uses one cannot come.
+    pub unknown_msrs: Vec<u32>,
 }
 
 /// What a target reports of what it has loaded.

@@ -1,17 +1,20 @@
 //! A machine that was announced on a connection: what it is, before anything of it is here.
 
+use super::super::build::NewMachine;
 use super::super::description::{Description, unix_ns};
 use super::super::move_error::MoveError;
 use super::super::receive::TargetReport;
+use super::nanos;
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
 use sterna_migration::handover::Move;
 use sterna_migration::stream::Socket;
-use sterna_migration::wire::frame::write_failure;
+use sterna_migration::wire::frame::{Frame, FrameKind, write_failure};
 use sterna_migration::wire::message::{
     MAX_CONNECTIONS, MAX_PROBE_BYTES, Machine as MachineMessage, Mode, decode, read_frame, send,
 };
 use sterna_migration::wire::{Preamble, ToSource, ToTarget, WireError};
+use sterna_migration::{SectionError, Sections};
 
 /// The other side, in messages.
 pub const SOURCE: &str = "the source";
@@ -74,13 +77,23 @@ impl Arrival {
     ///
     /// # Errors
     /// The connection's, before the answer is out.
-    pub fn answer_check(&self, report: &TargetReport) -> Result<(), MoveError> {
+    pub fn answer_check(&self, report: &TargetReport, built: Option<&NewMachine>) -> Result<(), MoveError> {
         let bytes = serde_json::to_vec(report).map_err(|source| MoveError::Description { done: "written", source })?;
         send(&mut &self.main, &ToSource::Checked(bytes)).map_err(wire)?;
         while let Ok(frame) = read_frame(&mut &self.main) {
-            match decode(&frame).map_err(wire)? {
-                ToTarget::Probe { bytes } => take_probe(&self.main, bytes)?,
-                _ => return Err(MoveError::Unexpected { peer: SOURCE, wanted: "a probe" }),
+            match (frame.header.kind, built) {
+                (FrameKind::State, Some(new)) => {
+                    let began = Instant::now();
+                    if let Err(error) = sections(&frame).and_then(|sections| Ok(new.rehearse(sections)?)) {
+                        self.refuse(&error.line());
+                        return Err(error);
+                    }
+                    rehearsed(&self.main, began)?;
+                }
+                _ => match decode(&frame).map_err(wire)? {
+                    ToTarget::Probe { bytes } => take_probe(&self.main, bytes)?,
+                    _ => return Err(MoveError::Unexpected { peer: SOURCE, wanted: "a rehearsal or a probe" }),
+                },
             }
         }
         Ok(())
@@ -107,6 +120,17 @@ pub fn refuse(main: &Socket, reason: &str) {
 /// What the source sends cannot be understood.
 pub fn wire(source: WireError) -> MoveError {
     MoveError::Wire { peer: SOURCE, source }
+}
+
+/// The machine's states in a frame.
+pub fn sections(frame: &Frame) -> Result<Sections, MoveError> {
+    let decoded: Result<_, SectionError> = Sections::decode(&frame.contents);
+    decoded.map_err(|source| wire(source.into()))
+}
+
+/// Says that a rehearsal that began at `began` is over.
+pub fn rehearsed(main: &Socket, began: Instant) -> Result<(), MoveError> {
+    send(&mut &*main, &ToSource::Rehearsed { restore_ns: nanos(began.elapsed()) }).map_err(wire)
 }
 
 /// Reads so many bytes of nothing and says so.

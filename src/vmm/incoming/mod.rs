@@ -16,10 +16,11 @@ use super::machine::Machine;
 use super::move_error::MoveError;
 use super::movement::Movement;
 use super::outgoing::{lock_all, printable};
+use super::receive::Said;
 use super::vm::Vm;
 use crate::control::movement::{MoveStatus, Phase};
 use crate::records::Records;
-use arrival::{SOURCE, refuse, take_probe, wire};
+use arrival::{SOURCE, refuse, rehearsed, sections, take_probe, wire};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -32,7 +33,7 @@ use sterna_migration::wire::message::{
     FINAL_STATE, Loaded, MAX_MAKE_RUNS, Machine as MachineMessage, Mode, Ready, Started, decode, read_frame, send,
 };
 use sterna_migration::wire::{ToSource, ToTarget};
-use sterna_migration::{Run, SectionError, Sections};
+use sterna_migration::{Run, Sections};
 use wait::JOIN_PATIENCE;
 
 /// Threads that hash memory.
@@ -58,7 +59,7 @@ pub struct Taker<'a> {
     pub parked: Option<Parked>,
     /// There from then on.
     pub machine: Option<Arc<Machine>>,
-    pub warnings: Vec<String>,
+    said: Said,
     pub build_ns: u64,
     receiver: Option<Receiver>,
     /// The final state's sections, until they are restored.
@@ -80,7 +81,7 @@ impl<'a> Taker<'a> {
         keeper: KeeperLink,
         arrival: Arrival,
         parked: Parked,
-        warnings: Vec<String>,
+        said: Said,
     ) -> Self {
         Self {
             vm,
@@ -93,7 +94,7 @@ impl<'a> Taker<'a> {
             message: arrival.message,
             parked: Some(parked),
             machine: None,
-            warnings,
+            said,
             receiver: None,
             sections: None,
             run: RunSection::default(),
@@ -228,7 +229,10 @@ impl<'a> Taker<'a> {
 
     fn say(&mut self, answer: Answer) {
         let message = match answer {
-            Answer::Ready => ToSource::Ready(Ready { build_ns: self.build_ns, warnings: self.warnings.clone() }),
+            Answer::Ready => {
+                let Said { warnings, unknown_msrs } = self.said.clone();
+                ToSource::Ready(Ready { build_ns: self.build_ns, warnings, unknown_msrs })
+            }
             Answer::Loaded => ToSource::Loaded(self.loaded.clone()),
             Answer::Running => {
                 self.started.answered_ns = self.go.map_or(0, |go| nanos(go.elapsed()));
@@ -329,7 +333,7 @@ impl<'a> Taker<'a> {
         if let Some(parked) = &self.parked {
             parked.rehearse(sections(frame)?)?;
         }
-        send(&mut &self.main, &ToSource::Rehearsed { restore_ns: nanos(began.elapsed()) }).map_err(wire)
+        rehearsed(&self.main, began)
     }
 
     /// Applies the state to the machine.
@@ -436,11 +440,6 @@ fn take_report(main: &Socket, movement: &Movement) {
             status.verdict = report.verdict.map(|text| printable(text.as_bytes()));
         }
     });
-}
-
-fn sections(frame: &Frame) -> Result<Sections, MoveError> {
-    let decoded: Result<_, SectionError> = Sections::decode(&frame.contents);
-    decoded.map_err(|source| wire(source.into()))
 }
 
 fn nanos(duration: Duration) -> u64 {

@@ -9,9 +9,10 @@ use super::super::vm::{Vm, random_id};
 use super::peer::Peer;
 use super::steps::{CONNECT_PATIENCE, FIXED_GUESS, READY_PATIENCE, machine_message};
 use super::way::{probe, transfer_time};
-use super::{check_caches, describe, unix_ns};
+use super::{check_caches, check_msrs, describe, unix_ns};
 use crate::control::machine::MachineError;
 use crate::control::movement::{CheckReport, Foretold, MigrateOrder};
+use crate::records::Records;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use sterna_migration::handover::Move;
@@ -29,6 +30,7 @@ pub fn check(vm: &Vm, order: &MigrateOrder) -> CheckReport {
     let mut report = CheckReport { target: order.to.clone(), ..CheckReport::default() };
     let mut note = |result: Result<(), MoveError>| report.problems.extend(result.err().map(|error| error.line()));
     note(check_caches(vm, order.unsafe_cache));
+    note(Records::from_env().try_out(&vm.config.name).map_err(MoveError::host("write a record of the move")));
     if let Err(error) = ask(vm, order, &mut report) {
         report.failure = Some(error.failure());
         report.problems.push(error.line());
@@ -66,7 +68,15 @@ fn ask(vm: &Vm, order: &MigrateOrder, report: &mut CheckReport) -> Result<(), Mo
     let clean = |texts: Vec<String>| texts.into_iter().map(|text| super::printable(text.as_bytes()));
     report.problems.extend(clean(found.problems));
     report.warnings.extend(clean(found.warnings));
+    check_msrs(vm, &found.unknown_msrs)?;
     report.bandwidth = probe(&peer, || None)?;
+    // What cannot be built there has been named; what can is to take the devices' state.
+    if report.problems.is_empty()
+        && let Some(machine) = vm.machine()
+    {
+        peer.send_state(&machine.parts().save_functions()?, false)?;
+        peer.receive("the rehearsal of the state", READY_PATIENCE, || None)?;
+    }
     Ok(())
 }
 

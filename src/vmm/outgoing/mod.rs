@@ -24,7 +24,8 @@ use super::description::{Description, unix_ns};
 use super::dirty::DirtyLog;
 use super::move_error::MoveError;
 use super::movement::{Movement, Off, millis};
-use super::vm::{Committed, Stopped, Vm, random_id};
+use super::stopped::{Committed, Stopped};
+use super::vm::{Vm, random_id};
 use crate::control::machine::Ended;
 use crate::control::movement::{Downtime, Failure, Kind, MigrateOrder, MoveStatus, OnTimeout, Phase, Resolution};
 use crate::records::Records;
@@ -40,7 +41,7 @@ use sterna_migration::policy::Outlook;
 use sterna_migration::stream::{Address, Pace, Sender};
 use sterna_migration::wire::Purpose;
 use sterna_migration::wire::message::Started;
-pub use subject::{check_caches, describe, flush_disks};
+pub use subject::{check_caches, check_msrs, describe, flush_disks};
 
 /// How long the target may take to say that it runs, before that is in doubt.
 const RUNNING_PATIENCE: Duration = Duration::from_secs(10);

@@ -9,7 +9,7 @@ use super::super::vm::Vm;
 use super::peer::Peer;
 use super::peer::printable;
 use super::way::{probe, transfer_time};
-use super::{Mover, RUNNING_PATIENCE, check_caches, flush_disks, millis_up};
+use super::{Mover, RUNNING_PATIENCE, check_caches, check_msrs, flush_disks, millis_up};
 use crate::control::machine::MachineError;
 use crate::control::movement::{MigrateOrder, OnTimeout, Phase, Stall};
 use std::io;
@@ -114,6 +114,7 @@ impl Mover<'_> {
         };
         let warnings = ready.warnings.iter().take(MAX_WARNINGS).map(|text| printable(text.as_bytes())).collect();
         self.movement.update(|status| status.warnings = warnings);
+        check_msrs(self.vm, &ready.unknown_msrs)?;
         let bandwidth = if self.order.quick { probe(peer, || self.movement.off().map(MoveError::Off))? } else { 0 };
         self.rehearse()?;
         self.make_there()?;

@@ -10,6 +10,8 @@ use kvm_ioctls::{Kvm, VcpuFd};
 use std::time::Instant;
 
 const SECOND_NS: u64 = 1_000_000_000;
+const CSTAR: u32 = 0xc000_0083;
+const STAR: u32 = 0xc000_0081;
 const LVT_TIMER: usize = 0x320;
 const TSC_DEADLINE_MODE: u32 = 2 << 17;
 
@@ -224,6 +226,20 @@ fn a_pending_exception_keeps_its_payload() {
     let state = save_vcpu(&source.vcpus[0], &source.plan).unwrap();
     assert_eq!((state.events.exception_payload, state.sregs.cr2), (0xdead_b000, 0));
     assert_eq!(resaved(&restored(&state), 0, &state), state);
+}
+
+/// What another host lacks counts only where the guest has put something into it.
+#[test]
+#[cfg_attr(not(kvm_opens), ignore = "/dev/kvm does not open")]
+fn an_msr_that_another_host_lacks_is_used_only_if_it_holds_something() {
+    const NONE: u32 = 0xdead_0000;
+    let machine = machine(1);
+    let vcpu = &machine.vcpus[0];
+    let among = [CSTAR, STAR, NONE];
+    assert_eq!(machine.plan.lacks(&among), [NONE]);
+    assert_eq!(machine.plan.used(vcpu, &among).unwrap(), []);
+    set_msr(vcpu, CSTAR, 7);
+    assert_eq!(machine.plan.used(vcpu, &among).unwrap(), [Msr { index: CSTAR, value: 7 }]);
 }
 
 #[test]

@@ -76,6 +76,21 @@ impl MsrPlan {
         self.chunks.iter().flat_map(|chunk| chunk.as_slice()).map(|entry| entry.index)
     }
 
+    /// Those of `indexes` that a vCPU does not have here.
+    pub fn lacks(&self, indexes: &[u32]) -> Vec<u32> {
+        indexes.iter().copied().filter(|index| !self.indexes().any(|here| here == *index)).collect()
+    }
+
+    /// Those of the registers `among` that hold anything in `vcpu`, which stands still: what a host without them cannot take.
+    ///
+    /// # Errors
+    /// What KVM does not read.
+    pub fn used(&self, vcpu: &VcpuFd, among: &[u32]) -> Result<Vec<Msr>, StateError> {
+        let mut values = self.read(vcpu)?;
+        values.retain(|msr| msr.value != 0 && among.contains(&msr.index));
+        Ok(values)
+    }
+
     /// The value of each register.
     pub(super) fn read(&self, vcpu: &VcpuFd) -> Result<Vec<Msr>, StateError> {
         let mut values = Vec::new();
