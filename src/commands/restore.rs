@@ -17,7 +17,9 @@ pub fn restore(registry: &Registry, args: RestoreArgs, verbose: u8, output: Outp
     description.settle(|name| registry.console(name));
     // The directory that its sockets are to be in is made with it.
     let claim = registry.claim(&description.config.name)?;
-    description.config.validate_arrival().none_or(())?;
+    if !description.config.validate_arrival().list().is_empty() {
+        return Err(vmm::everything_wrong(&description.config, false).into());
+    }
     let order = RestoreOrder { path: file, saved, description, again, load };
     let orders = Orders { source: Source::Restore(Box::new(order)), paused, stop_timeout };
     detach::start(registry, claim, orders, verbose, output)

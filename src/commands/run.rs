@@ -58,10 +58,13 @@ pub fn run(registry: &Registry, args: RunArgs, verbose: u8, output: Output) -> R
     let config = describe(machine, config.as_deref(), detach, registry, &mut problems);
     // First of all: the directory that the sockets are to be in is made with it.
     let claim = registry.claim(&config.name);
-    problems.append(config.validate());
-    if detach && config.serial == SerialConfig::Stdio {
-        problems.add("serial: stdio is not there with --detach; choose null, file=PATH or socket=PATH");
+    let mut wrong = config.validate();
+    // A start that comes to nothing anyway tries what it would have opened, unless a VM of that name has just that.
+    let is_refused = !problems.list().is_empty() || !wrong.list().is_empty();
+    if is_refused && !matches!(claim, Err(registry::Error::InUse { .. })) {
+        wrong = vmm::everything_wrong(&config, true);
     }
+    problems.append(wrong);
     match &claim {
         Err(registry::Error::BadName(_)) => {} // which `validate` has found as well
         Err(error) if !problems.list().is_empty() => problems.add(error.to_string()),
@@ -95,7 +98,11 @@ fn describe(
         None if detach => SerialConfig::Null,
         _ => SerialConfig::Stdio,
     };
-    draft.build(default_serial, problems)
+    let config = draft.build(default_serial, problems);
+    if detach && config.serial == SerialConfig::Stdio {
+        problems.add("serial: stdio is not there with --detach; choose null, file=PATH or socket=PATH");
+    }
+    config
 }
 
 /// What `ready` leaves for the thread that runs the machine: the server, or why there is none.

@@ -1,8 +1,11 @@
 //! What is wrong with a configuration, as far as it shows without opening anything.
 //!
-//! Locks, tap devices and the contents of files are for the one who opens them.
+//! Locks, tap devices and the contents of files are for the one who opens them, and may be asked part by part.
 
-use super::{DiskConfig, MAX_CPUS, MAX_DEVICES, MIN_MEMORY_BYTES, NetConfig, Problems, SerialConfig, VmConfig};
+use super::{
+    DEFAULT_MEMORY_BYTES, DiskConfig, MAX_CPUS, MAX_DEVICES, MIN_MEMORY_BYTES, NetConfig, Problems, SerialConfig,
+    VmConfig, VsockConfig,
+};
 use crate::config::mac;
 use crate::registry::{self, MAX_SOCKET_PATH_BYTES};
 use crate::units::format_size;
@@ -20,40 +23,72 @@ const SECTOR_BYTES: u64 = 512;
 /// Ids of the devices that have no configuration.
 const OWN_IDS: [&str; 4] = ["rng", "balloon", "vsock", "serial"];
 
+/// What of a machine is had of this host, or not, by itself.
+#[derive(Clone, Copy, Debug)]
+pub enum Part<'a> {
+    /// Kernel, initrd and command line.
+    Boot(&'a VmConfig),
+    /// A disk.
+    Disk(&'a DiskConfig),
+    /// A network interface.
+    Net(&'a NetConfig),
+    /// The socket device.
+    Vsock(&'a VsockConfig),
+    /// The far end of the serial port.
+    Serial(&'a SerialConfig),
+}
+
+/// Tries to have a part, lets it go again, and says what was in the way.
+pub type Attempt<'a> = dyn FnMut(Part<'_>) -> Option<String> + 'a;
+
 impl VmConfig {
     /// Everything that is wrong, at once: by itself, and on this host.
     pub fn validate(&self) -> Problems {
-        self.check(true)
+        self.validate_trying(true, &mut |_| None)
     }
 
     /// As [`Self::validate`], for a machine that does not boot but goes on here: it needs its kernel only when it reboots.
     pub fn validate_arrival(&self) -> Problems {
-        self.check(false)
+        self.validate_trying(false, &mut |_| None)
     }
 
-    fn check(&self, boots: bool) -> Problems {
+    /// Its parts, in the order of the configuration; a kernel only for one that `boots`.
+    pub fn parts(&self, boots: bool) -> impl Iterator<Item = Part<'_>> {
+        let boot = boots.then_some(Part::Boot(self)).into_iter();
+        let disks = self.disks.iter().map(Part::Disk);
+        let nets = self.nets.iter().map(Part::Net);
+        boot.chain(disks).chain(nets).chain(self.vsock.iter().map(Part::Vsock)).chain([Part::Serial(&self.serial)])
+    }
+
+    /// RAM in bytes; where that much cannot be, what a machine has for which none is given.
+    pub fn possible_memory_bytes(&self) -> u64 {
+        if self.memory_problem(host_memory_bytes()).is_none() { self.memory_bytes } else { DEFAULT_MEMORY_BYTES }
+    }
+
+    /// Everything that is wrong, of the kernel only with a machine that `boots`, and what `attempt` says of each part that nothing is
+    /// wrong with by itself.
+    pub fn validate_trying(&self, boots: bool, attempt: &mut Attempt) -> Problems {
         let mut problems = Problems::default();
+        let mut check_part = |part, problems: &mut Problems| check_part(part, attempt, problems);
         match self.name.as_str() {
             "" => problems.add("no name is given; add --name NAME"),
             name => registry::name_problem(name).into_iter().for_each(|problem| problems.add(problem)),
         }
         if boots {
-            self.check_images(&mut problems);
+            check_part(Part::Boot(self), &mut problems);
         }
-        if self.cmdline.chars().any(char::is_control) {
-            problems.add("cmdline holds a control character; it must be one line of text");
-        }
-        self.check_sizes(host_memory_bytes(), &mut problems);
+        self.check_sizes(&mut problems);
         self.check_ids(&mut problems);
-        self.disks.iter().for_each(|disk| check_disk(disk, &mut problems));
+        self.disks.iter().for_each(|disk| check_part(Part::Disk(disk), &mut problems));
         self.check_shared_disks(&mut problems);
-        self.nets.iter().for_each(|net| check_net(net, &mut problems));
+        self.nets.iter().for_each(|net| check_part(Part::Net(net), &mut problems));
         self.check_shared_nets(&mut problems);
-        self.check_sockets(&mut problems);
+        self.vsock.iter().for_each(|vsock| check_part(Part::Vsock(vsock), &mut problems));
+        check_part(Part::Serial(&self.serial), &mut problems);
         problems
     }
 
-    fn check_images(&self, problems: &mut Problems) {
+    fn check_boot(&self, problems: &mut Problems) {
         if self.kernel.as_os_str().is_empty() {
             problems.add("no kernel is given; add --kernel FILE (a bzImage or an ELF vmlinux)");
         } else {
@@ -62,17 +97,25 @@ impl VmConfig {
         if let Some(initrd) = &self.initrd {
             check_file("initrd", initrd, problems);
         }
+        if self.cmdline.chars().any(char::is_control) {
+            problems.add("cmdline holds a control character; it must be one line of text");
+        }
     }
 
-    fn check_sizes(&self, host_bytes: Option<u64>, problems: &mut Problems) {
+    fn memory_problem(&self, host_bytes: Option<u64>) -> Option<String> {
         let asked = format_size(self.memory_bytes);
         if self.memory_bytes < MIN_MEMORY_BYTES {
-            problems.add(format!("memory is {asked}; a guest needs {} or more", format_size(MIN_MEMORY_BYTES)));
-        } else if !self.memory_bytes.is_multiple_of(4096) {
-            problems.add(format!("memory is {} bytes; it must be a multiple of 4K", self.memory_bytes));
-        } else if let Some(host_bytes) = host_bytes.filter(|host_bytes| self.memory_bytes > *host_bytes) {
-            problems.add(format!("memory is {asked}; this host has {} in all", format_size(host_bytes)));
+            return Some(format!("memory is {asked}; a guest needs {} or more", format_size(MIN_MEMORY_BYTES)));
         }
+        if !self.memory_bytes.is_multiple_of(4096) {
+            return Some(format!("memory is {} bytes; it must be a multiple of 4K", self.memory_bytes));
+        }
+        let host_bytes = host_bytes.filter(|host_bytes| self.memory_bytes > *host_bytes)?;
+        Some(format!("memory is {asked}; this host has {} in all", format_size(host_bytes)))
+    }
+
+    fn check_sizes(&self, problems: &mut Problems) {
+        self.memory_problem(host_memory_bytes()).into_iter().for_each(|problem| problems.add(problem));
         if !(1..=MAX_CPUS).contains(&self.cpus) {
             problems.add(format!("cpus is {}; it must be 1 to {MAX_CPUS}", self.cpus));
         }
@@ -130,25 +173,20 @@ impl VmConfig {
             }
         }
     }
+}
 
-    fn check_sockets(&self, problems: &mut Problems) {
-        if let Some(vsock) = &self.vsock {
-            if !(3..u32::MAX).contains(&vsock.cid) {
-                problems.add(format!("vsock: cid is {}; 3 is the first that a guest can have", vsock.cid));
-            }
-            if vsock.socket.as_os_str().is_empty() {
-                problems.add("vsock: no socket is given; add socket=PATH");
-            } else {
-                check_new_file("vsock: socket", &vsock.socket, "_4294967295".len(), problems);
-            }
-        }
-        match &self.serial {
-            SerialConfig::Socket(path) => check_new_file("serial: socket", path, 0, problems),
-            SerialConfig::File(path) if path.is_dir() => {
-                problems.add(format!("serial: file {} is a directory", path.display()));
-            }
-            SerialConfig::Stdio | SerialConfig::Null | SerialConfig::File(_) => {}
-        }
+/// Notes what is wrong with `part` by itself, else what `attempt` says of it.
+fn check_part(part: Part, attempt: &mut Attempt, problems: &mut Problems) {
+    let before = problems.list().len();
+    match part {
+        Part::Boot(config) => config.check_boot(problems),
+        Part::Disk(disk) => check_disk(disk, problems),
+        Part::Net(net) => check_net(net, problems),
+        Part::Vsock(vsock) => check_vsock(vsock, problems),
+        Part::Serial(serial) => check_serial(serial, problems),
+    }
+    if problems.list().len() == before {
+        attempt(part).into_iter().for_each(|problem| problems.add(problem));
     }
 }
 
@@ -195,6 +233,27 @@ fn check_net(net: &NetConfig, problems: &mut Problems) {
     }
     if mac.first().is_some_and(|first| first & 1 != 0) || *mac == [0; 6] {
         problems.add(format!("{id}: MAC address {} is not one of a single interface", mac::format(mac)));
+    }
+}
+
+fn check_vsock(vsock: &VsockConfig, problems: &mut Problems) {
+    if !(3..u32::MAX).contains(&vsock.cid) {
+        problems.add(format!("vsock: cid is {}; 3 is the first that a guest can have", vsock.cid));
+    }
+    if vsock.socket.as_os_str().is_empty() {
+        problems.add("vsock: no socket is given; add socket=PATH");
+    } else {
+        check_new_file("vsock: socket", &vsock.socket, "_4294967295".len(), problems);
+    }
+}
+
+fn check_serial(serial: &SerialConfig, problems: &mut Problems) {
+    match serial {
+        SerialConfig::Socket(path) => check_new_file("serial: socket", path, 0, problems),
+        SerialConfig::File(path) if path.is_dir() => {
+            problems.add(format!("serial: file {} is a directory", path.display()));
+        }
+        SerialConfig::Stdio | SerialConfig::Null | SerialConfig::File(_) => {}
     }
 }
 

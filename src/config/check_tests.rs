@@ -1,7 +1,6 @@
 //! Each wrong configuration is refused by name, and all at once.
 
 use super::*;
-use crate::config::VsockConfig;
 use std::fs::File;
 
 /// A directory with a kernel and a disk image, and a machine that uses them and is right.
@@ -161,4 +160,34 @@ fn all_problems_are_reported_at_once() {
     let problems = config.validate();
     assert_eq!(problems.list().len(), 10, "{problems}");
     assert!(problems.to_string().starts_with("10 things are wrong:\n  - name 'a/b' "), "{problems}");
+}
+
+#[test]
+fn only_parts_with_nothing_wrong_are_tried_and_told_at_their_place() {
+    let (_dir, mut config) = good();
+    config.memory_bytes = 0;
+    config.disks.push(disk("disk1", Path::new("/nowhere")));
+    config.nets.push(net("net1", "a/b", 2));
+    let problems = config.validate_trying(true, &mut |part| {
+        Some(match part {
+            Part::Boot(_) => "boot".into(),
+            Part::Disk(disk) => disk.id.clone(),
+            Part::Net(net) => net.id.clone(),
+            Part::Vsock(_) => "vsock".into(),
+            Part::Serial(_) => "serial".into(),
+        })
+    });
+    assert_eq!(
+        problems.list(),
+        [
+            "boot",
+            "memory is 0B; a guest needs 4M or more",
+            "disk0",
+            "disk1: /nowhere: No such file or directory",
+            "net0",
+            "net1: tap 'a/b' is not a possible name of a network interface",
+            "vsock",
+            "serial",
+        ]
+    );
 }

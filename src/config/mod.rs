@@ -7,6 +7,7 @@ mod draft;
 mod fields;
 mod mac;
 
+pub use check::Part;
 pub use draft::{DEFAULT_CMDLINE, DEFAULT_CPUS, DEFAULT_MEMORY_BYTES, Draft};
 
 use serde::{Deserialize, Serialize};

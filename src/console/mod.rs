@@ -19,6 +19,7 @@ use input::{Got, Input, Pending};
 use log::{debug, warn};
 use output::{Output, Shared, duplicate};
 use rustix::fs::{Mode, OFlags};
+use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -109,6 +110,26 @@ impl Console {
                 let mut console = Self::new(REPLAY_BYTES, true)?;
                 console.listener = Some(Listener::bind(path).map_err(Error::Listen)?);
                 Ok(console.with_writer())
+            }
+        }
+    }
+
+    /// Whether [`Self::open`] would work; no file and no socket is there afterwards that was not before.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn try_open(config: &SerialConfig) -> Result<(), Error> {
+        match config {
+            // A terminal is left alone.
+            SerialConfig::Stdio | SerialConfig::Null => Ok(()),
+            SerialConfig::Socket(path) => Listener::bind(path).map(drop).map_err(Error::Listen),
+            SerialConfig::File(path) => {
+                let is_new = !path.exists();
+                open_to_append(path).map_err(|source| Error::Open { path: path.into(), source })?;
+                if is_new {
+                    let _gone_already = fs::remove_file(path);
+                }
+                Ok(())
             }
         }
     }

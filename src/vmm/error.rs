@@ -173,8 +173,8 @@ impl Error {
             | Self::Saved { .. }
             | Self::Description { .. }
             | Self::State { .. }
-            | Self::RestoredBefore { .. }
-            | Self::Several(_) => exit::REFUSED,
+            | Self::RestoredBefore { .. } => exit::REFUSED,
+            Self::Several(errors) => errors.first().map_or(exit::REFUSED, Self::exit_code),
         }
     }
 

@@ -1,12 +1,11 @@
 //! What the VM holds of its host for as long as it lives: KVM, RAM, disks, taps, the console. Opened once, before
 //! anything is built; a guest's reboot builds a new machine on the same, so no lock is let go in between.
 
-use super::Error;
-use super::build::load_kernel;
 use super::memory::Memory;
 use super::parts::PartError;
 use super::wiring::Line;
-use crate::config::{DiskConfig, SerialConfig, VmConfig};
+use super::{Error, obstacles};
+use crate::config::{DiskConfig, NetConfig, VmConfig};
 use crate::console::Console;
 use kvm_bindings::{CpuId, KVM_API_VERSION};
 use kvm_ioctls::{Kvm, VcpuFd};
@@ -15,7 +14,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use sterna_arch::state::{MsrPlan, StateError};
 use sterna_arch::{CpuProfile, layout};
 use sterna_devices::legacy::{Serial, VmGenId};
-use sterna_devices::virtio::blk::{Image, ImageError};
+use sterna_devices::virtio::blk::Image;
 use sterna_devices::virtio::net::Tap;
 use vm_memory::GuestAddress;
 
@@ -64,9 +63,13 @@ impl Host {
     /// Opens everything that `config` names, for a guest whose processors are those of `cpu`, or all that this host has.
     ///
     /// # Errors
-    /// All that a user can mend, at once: what of disks, taps and console cannot be had, and then also what is wrong with
-    /// the kernel. Otherwise the first that fails.
+    /// All that a user can mend, at once: where something cannot be had, each part of the machine is tried.
     pub fn open(config: &VmConfig, cpu: Option<&CpuProfile>, locks: Locks) -> Result<Self, Error> {
+        Self::open_all(config, cpu, locks).map_err(|first| obstacles::all(first, config, locks, cpu.is_none()))
+    }
+
+    /// As [`Self::open`], up to the first that cannot be had.
+    fn open_all(config: &VmConfig, cpu: Option<&CpuProfile>, locks: Locks) -> Result<Self, Error> {
         let kvm = open_kvm()?;
         let cpuid = match cpu {
             Some(profile) => profile.cpuid().map_err(|source| Error::Cpuid { source })?,
@@ -76,17 +79,10 @@ impl Host {
         };
         let memory =
             Memory::new(config.memory_bytes).map_err(|source| Error::Memory { bytes: config.memory_bytes, source })?;
-        let mut refused = Vec::new();
-        let images = config.disks.iter().filter_map(|disk| had(&disk.id, open_image(disk, locks), &mut refused));
-        let images = images.collect();
-        let taps = config.nets.iter().filter_map(|net| had(&net.id, Tap::open(&net.tap, net.create), &mut refused));
-        let taps = taps.collect();
-        // The terminal is left alone where there will be no guest.
-        let wanted = refused.is_empty() || config.serial != SerialConfig::Stdio;
-        let console = wanted.then(|| had("serial", Console::open(&config.serial), &mut refused)).flatten();
-        let Some((mut console, output)) = console.filter(|_| refused.is_empty()) else {
-            return Err(everything(refused, config, &memory, cpu.is_none()));
-        };
+        let images = config.disks.iter().map(|disk| open_image(disk, locks)).collect::<Result<_, _>>()?;
+        let taps = config.nets.iter().map(open_tap).collect::<Result<_, _>>()?;
+        // Last: a terminal is left alone where there will be no guest.
+        let (mut console, output) = Console::open(&config.serial).map_err(|error| Error::device("serial", error))?;
         let serial_line = Line::new(layout::COM1_GSI);
         let serial = Arc::new(Mutex::new(Serial::new(serial_line.clone(), output)));
         console.attach(serial.clone()).map_err(|source| Error::Host { what: "an event", source })?;
@@ -146,30 +142,18 @@ impl Host {
     }
 }
 
-/// What was opened; an error goes to `refused`, under the device's name.
-fn had<T, E>(device: &str, opened: Result<T, E>, refused: &mut Vec<Error>) -> Option<T>
-where
-    E: std::error::Error + Send + Sync + 'static,
-{
-    opened.map_err(|error| refused.push(Error::device(device, error))).ok()
+/// The image of `disk`.
+pub(super) fn open_image(disk: &DiskConfig, locks: Locks) -> Result<Image, Error> {
+    let open = match locks {
+        Locks::Now => Image::open,
+        Locks::Later => Image::open_unlocked,
+    };
+    open(&disk.path, disk.readonly, disk.direct).map_err(|error| Error::device(&disk.id, error))
 }
 
-fn open_image(disk: &DiskConfig, locks: Locks) -> Result<Image, ImageError> {
-    match locks {
-        Locks::Now => Image::open(&disk.path, disk.readonly, disk.direct),
-        Locks::Later => Image::open_unlocked(&disk.path, disk.readonly, disk.direct),
-    }
-}
-
-/// What was `refused`, and what would have been next of a machine that boots.
-fn everything(mut refused: Vec<Error>, config: &VmConfig, memory: &Memory, boots: bool) -> Error {
-    if boots {
-        refused.extend(load_kernel(config, memory).err());
-    }
-    match refused.pop() {
-        Some(only) if refused.is_empty() => only,
-        last => Error::Several(refused.into_iter().chain(last).collect()),
-    }
+/// The tap of `net`.
+pub(super) fn open_tap(net: &NetConfig) -> Result<Tap, Error> {
+    Tap::open(&net.tap, net.create).map_err(|error| Error::device(&net.id, error))
 }
 
 fn open_kvm() -> Result<Kvm, Error> {

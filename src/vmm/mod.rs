@@ -24,6 +24,7 @@ mod machine;
 mod memory;
 mod move_error;
 mod movement;
+mod obstacles;
 mod outgoing;
 mod parts;
 mod receive;
@@ -40,6 +41,7 @@ pub use error::Error;
 pub use incoming::Arrival;
 pub use keeper_link::{KeeperLink, Word};
 pub use move_error::MoveError;
+pub use obstacles::everything_wrong;
 pub use receive::answer_check;
 pub use restore::{Load, RestoreOrder, Restoring, open as open_saved};
 
@@ -156,7 +158,8 @@ fn boot(config: VmConfig, host: Host, options: RunOptions, sender: &Sender<Outco
 
 /// Builds a machine and puts it at its kernel's entry.
 fn boot_machine(vm: &Arc<Vm>, sender: &Sender<Outcome>) -> Result<machine::Machine, Error> {
-    let new = build::build(&vm.config, &vm.host, &vm.events)?;
+    let new = build::build(&vm.config, &vm.host, &vm.events);
+    let new = new.map_err(|error| obstacles::with_kernel(error, &vm.config))?;
     new.park(console(vm), sender.clone())?.boot(&vm.config, &vm.host)
 }
 

@@ -212,6 +212,52 @@ pub fn everything_that_does_not_open_is_said_at_once() {
     assert_eq!(host.left_behind(), [""; 0]);
 }
 
+/// What is wrong with the words and what only shows when it is opened is said by one start, in the order of the configuration, and the
+/// trying leaves nothing.
+pub fn what_is_wrong_and_what_does_not_open_is_said_by_one_start() {
+    let host = Host::new();
+    let (ragged, free, held) = (host.disk("ragged", 4196), host.disk("free", 1 << 20), host.disk("held", 1 << 20));
+    let (text, log) = (host.path("text"), host.path("console.log"));
+    fs::write(&text, "no kernel\n").unwrap();
+    let mut holder = host.run_named("holder", "tick=50", &["--disk", &format!("path={held}")]);
+    holder.wait_for("tick 1 ");
+    let disk = |path: &str| format!("path={path}");
+    let (vsock, serial) = (format!("cid=3,socket={text}"), format!("file={log}"));
+    let words = ["run", "--name", "vm", "--kernel", &text, "--cpus", "0", "--memory", "1K", "--serial", &serial];
+    let devices =
+        ["--disk", &disk(&ragged), "--disk", &disk(&free), "--disk", &disk(&held), "--net", "tap=sterna-none"];
+    let made = ["--net", "tap=sterna-made,create=on", "--vsock", &vsock];
+    let said = host.fails(USAGE, &[&words[..], &devices, &made].concat());
+    let mut place = 0;
+    for part in [
+        "error: 7 things are wrong:".to_owned(),
+        format!("\n  - cannot boot {text}: the kernel is a text file"),
+        "\n  - memory is 1K; a guest needs 4M or more".to_owned(),
+        "\n  - cpus is 0; it must be 1 to 32".to_owned(),
+        format!("\n  - cannot make disk0: disk image {ragged} has 4196 bytes, not a multiple of "),
+        format!("\n  - cannot make disk2: disk image {held} is locked by VM holder (sterna, process {})", holder.pid()),
+        "\n  - cannot make net0: tap interface sterna-none does not exist".to_owned(),
+        format!("\n  - cannot make vsock: cannot make the vsock device: {text} exists and is not a socket"),
+    ] {
+        place += said[place..].find(&part).unwrap_or_else(|| panic!("{part:?} is not behind {place} in:\n{said}"));
+    }
+    holder.power_off();
+    assert_eq!(host.left_behind(), [""; 0]);
+    assert!(!fs::exists(&log).unwrap() && !fs::exists("/sys/class/net/sterna-made").unwrap());
+    let (code, said) = host.run("off", &["--disk", &disk(&free)]).wait_exit();
+    assert_eq!(code, Some(0), "{said}");
+}
+
+/// A vsock's socket is made when the machine is built, and the kernel is read after it: one start tells of both.
+pub fn a_vsock_and_a_kernel_that_cannot_be_are_said_at_once() {
+    let host = Host::new();
+    let text = host.path("text");
+    fs::write(&text, "no kernel\n").unwrap();
+    let said = refused(&host, REFUSED, &["--kernel", &text, "--vsock", &format!("cid=3,socket={text}")]);
+    assert_said(&said, "2 things are in the way:\n    - cannot boot ");
+    assert_said(&said, "\n    - cannot make vsock: ");
+}
+
 /// A failure of a detached VM reaches whoever started it, with its exit code.
 pub fn a_detached_failure_is_told_to_its_parent() {
     let host = Host::new();

@@ -46,7 +46,8 @@ fn main() {
         })
         .with_ignored_flag(kvm.is_err())
     };
-    libtest_mimic::run(&arguments, machine_tests().into_iter().chain(move_tests()).map(trial).collect()).exit();
+    let tests = [machine_tests(), refusal_tests(), move_tests()].concat();
+    libtest_mimic::run(&arguments, tests.into_iter().map(trial).collect()).exit();
 }
 
 /// Tests of a machine where it is, with their names.
@@ -104,6 +105,12 @@ fn machine_tests() -> Vec<(&'static str, fn())> {
             the_console_command_outlives_a_reset,
             null_takes_everything,
         },
+    ]
+}
+
+/// Tests of a machine that is none, with their names.
+fn refusal_tests() -> Vec<(&'static str, fn())> {
+    trials![
         bad_input::{
             a_file_that_is_no_kernel_is_refused_by_what_it_is,
             what_does_not_fit_into_ram_is_refused,
@@ -112,6 +119,8 @@ fn machine_tests() -> Vec<(&'static str, fn())> {
             a_name_that_cannot_be_is_refused,
             everything_wrong_is_said_at_once,
             everything_that_does_not_open_is_said_at_once,
+            what_is_wrong_and_what_does_not_open_is_said_by_one_start,
+            a_vsock_and_a_kernel_that_cannot_be_are_said_at_once,
             a_detached_failure_is_told_to_its_parent,
             a_dev_kvm_that_is_none_is_refused,
             without_kvm_the_module_to_load_is_named,
