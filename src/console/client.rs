@@ -32,6 +32,12 @@ pub enum Left {
 /// # Errors
 /// What the system calls say. The terminal is restored in any case.
 pub fn attach(console: UnixStream) -> io::Result<Left> {
+    // Before the terminal is raw: a signal from then on ends the visit and not the process.
+    let (signal, handler) = UnixStream::pair()?;
+    let mut registered = Vec::new();
+    for number in [SIGTERM, SIGINT, SIGHUP] {
+        registered.push(pipe::register(number, handler.try_clone()?)?);
+    }
     let terminal = match kind(io::stdin()) {
         Kind::Foreground => {
             io::stderr().write_all(NOTICE.as_bytes())?;
@@ -39,11 +45,6 @@ pub fn attach(console: UnixStream) -> io::Result<Left> {
         }
         Kind::NoTerminal | Kind::Background => None,
     };
-    let (signal, handler) = UnixStream::pair()?;
-    let mut registered = Vec::new();
-    for number in [SIGTERM, SIGINT, SIGHUP] {
-        registered.push(pipe::register(number, handler.try_clone()?)?);
-    }
     let escape = terminal.is_some().then(Escape::default);
     let stdin = io::stdin();
     let input = (kind(&stdin) != Kind::Background).then(|| stdin.as_fd());

@@ -11,6 +11,7 @@ pub mod output;
 pub mod terminal;
 
 mod input;
+mod last_words;
 
 use crate::config::SerialConfig;
 use escape::{Escape, Key};

@@ -1,9 +1,10 @@
 //! A terminal in raw mode, and back.
 //!
 //! The former mode is restored when [`RawTerminal`] is dropped and, because a release build aborts on a panic without
-//! dropping anything, by a panic hook. Signals are not caught here: whoever owns the terminal turns SIGTERM, SIGINT
-//! and SIGHUP into an ordinary return. After SIGKILL nobody can restore it; `stty sane` does.
+//! dropping anything, by a panic hook; before a crash, an abort or SIGQUIT ends the process, by [`last_words`]. Whoever owns
+//! the terminal turns SIGTERM, SIGINT and SIGHUP into an ordinary return. After SIGKILL nobody can restore it; `stty sane` does.
 
+use super::last_words;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::getpgrp;
@@ -57,9 +58,17 @@ impl Saved {
     }
 }
 
-/// The terminals a panic has to restore. A process is given at most a few.
+/// The terminals that a panic or a signal has to restore. A process is given at most a few.
 static RAW_TERMINALS: Mutex<Vec<Arc<Saved>>> = Mutex::new(Vec::new());
 static HOOK: Once = Once::new();
+
+/// For a panic and for a signal handler: it waits for nothing and allocates nothing. Where this very list is locked, by whoever
+/// panicked or was interrupted, nothing is restored.
+fn restore_all() {
+    if let Ok(terminals) = RAW_TERMINALS.try_lock() {
+        terminals.iter().for_each(|saved| saved.restore());
+    }
+}
 
 impl RawTerminal {
     /// Puts `terminal` into raw mode: no echo, no signals from keys, bytes as they are.
@@ -72,19 +81,17 @@ impl RawTerminal {
         let mut raw = mode.clone();
         raw.make_raw();
         let saved = Arc::new(Saved { terminal, mode, raw: AtomicBool::new(true) });
-        // The hook must know before the mode changes.
+        // Hook and handlers must know before the mode changes.
         RAW_TERMINALS.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&saved));
         HOOK.call_once(|| {
             let next = panic::take_hook();
             panic::set_hook(Box::new(move |info| {
-                // A panic while this very list is locked would wait for itself.
-                if let Ok(terminals) = RAW_TERMINALS.try_lock() {
-                    terminals.iter().for_each(|saved| saved.restore());
-                }
+                restore_all();
                 next(info);
             }));
         });
         let entered = Self { saved };
+        last_words::call_first(restore_all)?;
         tcsetattr(&entered.saved.terminal, OptionalActions::Now, &raw)?;
         Ok(entered)
     }

@@ -101,6 +101,7 @@ fn machine_tests() -> Vec<(&'static str, fn())> {
             a_file_is_appended,
             a_socket_has_one_client_at_a_time,
             a_terminal_stops_the_vm_and_is_as_before,
+            a_terminal_is_as_before_whatever_signal_ends_the_process,
             a_guest_that_ends_at_once_leaves_no_socket,
             the_console_command_outlives_a_reset,
             null_takes_everything,

@@ -1,12 +1,14 @@
 //! The far end of the serial port: a file, a socket, nothing.
 
 use crate::vm::{Host, LONG, wait};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Termios, tcgetattr};
+use rustix::termios::{InputModes, LocalModes, OutputModes, Termios, tcgetattr};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::process::Child;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ExitStatus};
 
 /// Reads lines until one contains `part`.
 pub fn read_until(reader: &mut BufReader<UnixStream>, part: &str) -> String {
@@ -126,55 +128,93 @@ pub fn a_terminal_stops_the_vm_and_is_as_before() {
     ];
     for (guest, keys, code) in ends {
         let host = Host::new();
-        let (mut terminal, mut child, before) = on_terminal(&host, guest);
-        let mut said = String::new();
-        hear(&mut terminal, &mut said, "tick 1 ");
-        assert_ne!(tcgetattr(&terminal).unwrap().local_modes, before.local_modes, "not raw: {said}");
+        let mut visit = Visit::run(&host, guest);
         for (key, answer) in keys {
-            terminal.write_all(key.as_bytes()).unwrap();
-            hear(&mut terminal, &mut said, answer);
+            visit.terminal.write_all(key.as_bytes()).unwrap();
+            visit.hear(answer);
         }
-        let status = wait(&mut child, LONG, "sterna run on a terminal");
-        assert_eq!(status.code(), Some(code), "{guest}: {said}");
-        let after = tcgetattr(&terminal).unwrap();
-        assert_eq!(
-            (after.local_modes, after.input_modes, after.output_modes),
-            (before.local_modes, before.input_modes, before.output_modes),
-            "{guest}: {said}"
-        );
+        assert_eq!(visit.ends().code(), Some(code), "{guest}: {}", visit.said);
     }
 }
 
-/// `sterna run` on a terminal of its own; the terminal's other side, and how the terminal was before.
-fn on_terminal(host: &Host, guest: &str) -> (File, Child, Termios) {
-    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    grantpt(&terminal).unwrap();
-    unlockpt(&terminal).unwrap();
-    let path = ptsname(&terminal, Vec::new()).unwrap().into_string().unwrap();
-    let side = || File::options().read(true).write(true).open(&path).unwrap();
-    let before = tcgetattr(side()).unwrap();
-    let mut command = host.command(&[
-        "run",
-        "--name",
-        "vm",
-        "--kernel",
-        sterna_guest::GUEST_ELF,
-        "--memory",
-        "64M",
-        "--cmdline",
-        guest,
-    ]);
-    let child = command.stdin(side()).stdout(side()).stderr(side()).spawn().unwrap();
-    (File::from(terminal), child, before)
+/// The signals that end a process at once do so, and those that ask it to stop do that; the terminal is as before in any case, of
+/// the VM as of the one who looks at its console.
+pub fn a_terminal_is_as_before_whatever_signal_ends_the_process() {
+    for signal in [Signal::QUIT, Signal::ABORT, Signal::SEGV, Signal::BUS, Signal::HUP, Signal::TERM, Signal::INT] {
+        let host = Host::new();
+        let mut run = Visit::run(&host, "tick=50 button");
+        kill_process(Pid::from_child(&run.child), signal).unwrap();
+        let is_asked = matches!(signal, Signal::HUP | Signal::TERM | Signal::INT);
+        let status = run.ends();
+        let expected = if is_asked { (Some(0), None) } else { (None, Some(signal.as_raw())) };
+        assert_eq!((status.code(), status.signal()), expected, "{signal:?}: {}", run.said);
+
+        let kernel = sterna_guest::GUEST_ELF;
+        host.ok(&["run", "--detach", "--name", "far", "--kernel", kernel, "--memory", "64M", "--cmdline", "tick=50"]);
+        let mut console = Visit::start(&host, &["console", "far"]);
+        kill_process(Pid::from_child(&console.child), signal).unwrap();
+        let status = console.ends();
+        assert_eq!((status.code(), status.signal()), expected, "console, {signal:?}: {}", console.said);
+    }
 }
 
-/// Reads what the terminal shows until it has shown `part` anew.
-fn hear(terminal: &mut File, said: &mut String, part: &str) {
-    let from = said.len();
-    while !said[from..].contains(part) {
-        let mut bytes = [0; 512];
-        let length = terminal.read(&mut bytes).unwrap();
-        assert!(length > 0, "the terminal closed without {part:?}: {said:?}");
-        said.push_str(&String::from_utf8_lossy(&bytes[..length]));
+/// A command on a terminal of its own.
+struct Visit {
+    /// The terminal's other side.
+    terminal: File,
+    child: Child,
+    /// How the terminal was before.
+    before: Termios,
+    /// What it has shown.
+    said: String,
+}
+
+impl Visit {
+    /// `sterna run`.
+    fn run(host: &Host, guest: &str) -> Self {
+        let kernel = sterna_guest::GUEST_ELF;
+        Self::start(host, &["run", "--name", "vm", "--kernel", kernel, "--memory", "64M", "--cmdline", guest])
     }
+
+    /// `words`, up to where its guest ticks and the terminal is raw.
+    fn start(host: &Host, words: &[&str]) -> Self {
+        let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&terminal).unwrap();
+        unlockpt(&terminal).unwrap();
+        let path = ptsname(&terminal, Vec::new()).unwrap().into_string().unwrap();
+        let side = || File::options().read(true).write(true).open(&path).unwrap();
+        let before = tcgetattr(side()).unwrap();
+        let child = host.command(words).stdin(side()).stdout(side()).stderr(side()).spawn().unwrap();
+        let mut visit = Self { terminal: File::from(terminal), child, before, said: String::new() };
+        visit.hear("tick ");
+        assert_ne!(visit.modes(), modes(&visit.before), "not raw: {}", visit.said);
+        visit
+    }
+
+    /// Reads what the terminal shows until it has shown `part` anew.
+    fn hear(&mut self, part: &str) {
+        let from = self.said.len();
+        while !self.said[from..].contains(part) {
+            let mut bytes = [0; 512];
+            // An error once nobody has the other side any more.
+            let length = self.terminal.read(&mut bytes).unwrap_or(0);
+            assert!(length > 0, "the terminal closed without {part:?}: {:?}", self.said);
+            self.said.push_str(&String::from_utf8_lossy(&bytes[..length]));
+        }
+    }
+
+    fn modes(&self) -> (LocalModes, InputModes, OutputModes) {
+        modes(&tcgetattr(&self.terminal).unwrap())
+    }
+
+    /// Waits for the process to end, and finds the terminal as it was.
+    fn ends(&mut self) -> ExitStatus {
+        let status = wait(&mut self.child, LONG, "a command on a terminal");
+        assert_eq!(self.modes(), modes(&self.before), "{status}: {}", self.said);
+        status
+    }
+}
+
+fn modes(terminal: &Termios) -> (LocalModes, InputModes, OutputModes) {
+    (terminal.local_modes, terminal.input_modes, terminal.output_modes)
 }
