@@ -1,7 +1,11 @@
 //! The life of a VM: start, pause, reboot, every way to end.
 
-use crate::vm::Host;
-use rustix::process::Signal;
+use crate::serial::read_until;
+use crate::vm::{Host, LONG};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use std::fs;
+use std::io::{BufReader, Write};
 use std::time::Duration;
 
 /// The guest's own power-off is a clean end.
@@ -195,4 +199,37 @@ pub fn a_detached_vm_is_found_by_its_name() {
     assert_eq!(shown["status"]["state"], "running", "{shown}");
     host.ok(&["stop", "far"]);
     assert!(!host.ok(&["list"]).contains("far"));
+}
+
+/// The parent of a detached VM ends when vCPUs run, and names a log in which is how the guest ended.
+pub fn a_detached_vm_leaves_its_words_in_its_log() {
+    let host = Host::new();
+    let (kernel, console) = (sterna_guest::GUEST_ELF, format!("socket={}", host.path("serial")));
+    let words = ["run", "--detach", "--json", "--name", "far", "--kernel", kernel, "--memory", "64M"];
+    let told = host.ok(&[&words[..], &["--cmdline", "tick=50", "--serial", &console]].concat());
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    // Whoever hears of it finds vCPUs that run, without waiting: by name, and in the process that it was told of.
+    let shown: serde_json::Value = serde_json::from_str(&host.ok(&["show", "far", "--json"])).unwrap();
+    assert_eq!((&shown["status"]["state"], &shown["pid"]), (&"running".into(), &told["pid"]), "{shown}");
+    let log = told["log"].as_str().unwrap();
+    assert_eq!(log, host.path("far.log"));
+    let pid = Pid::from_raw(told["pid"].as_i64().unwrap().try_into().unwrap()).unwrap();
+    let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    let mut serial = BufReader::new(host.connect("serial"));
+    read_until(&mut serial, "tick 1 ");
+    serial.get_mut().write_all(b"p").unwrap();
+    let limit = Timespec { tv_sec: LONG.as_secs().try_into().unwrap(), tv_nsec: 0 };
+    let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).unwrap();
+    assert_eq!(ended, 1, "process {pid:?} has not ended within {LONG:?}");
+    let said = fs::read_to_string(log).unwrap();
+    assert!(said.contains("error: VM 'far': the guest's kernel has panicked\n"), "{said}");
+}
+
+/// `--paused` with `--detach`: the parent goes when the VM can be told to run, which it does not before.
+pub fn a_detached_vm_may_start_paused() {
+    let host = Host::new();
+    let kernel = sterna_guest::GUEST_ELF;
+    host.ok(&["run", "--detach", "--paused", "--name", "far", "--kernel", kernel, "--memory", "64M"]);
+    assert!(host.ok(&["show", "far"]).contains("created"));
+    host.ok(&["stop", "far", "--force"]);
 }

@@ -69,6 +69,8 @@ fn machine_tests() -> Vec<(&'static str, fn())> {
             a_vm_may_start_paused,
             memory_is_whole_after_many_pauses,
             a_detached_vm_is_found_by_its_name,
+            a_detached_vm_leaves_its_words_in_its_log,
+            a_detached_vm_may_start_paused,
         },
         disk::{
             what_the_guest_writes_is_in_the_image,
