@@ -71,6 +71,35 @@ pub fn discard_shrinks_the_image() -> Result {
     Ok(())
 }
 
+/// The guest's kernel has the disk write zeros: they are in the image, with its blocks or without them as it said, and around them
+/// is what was there.
+pub fn write_zeroes_makes_zeros_of_a_range() -> Result {
+    let mut world = world()?;
+    let host = world.host(Node::A)?;
+    let blocks = || -> Result<u64> { Ok(host.check("stat -c %b /data/one.img")?.parse()?) };
+    let guest = world.shared()?;
+    let most = guest.check("cat /sys/block/vda/queue/write_zeroes_max_bytes", LIMIT)?;
+    ensure!(most != "0", "the disk offers no write-zeroes");
+    guest.check("dd if=/dev/urandom of=/dev/vda bs=1M count=64 oflag=direct", LIMIT)?;
+    let around = "(dd if=/dev/vda bs=1M count=16 iflag=direct; dd if=/dev/vda bs=1M skip=48 count=16 iflag=direct) 2>/dev/null \
+                  | md5sum";
+    let (full, before) = (blocks()?, guest.check(around, LIMIT)?);
+    let inside = "dd if=/data/one.img bs=1M skip=16 count=32 iflag=direct 2>/dev/null | tr -d '\\000' | wc -c";
+    ensure!(host.check(inside)? != "0", "noise that is zero");
+
+    guest.check("guest-tool write-zeroes /dev/vda 16777216 33554432", LIMIT)?;
+    ensure!(host.check(inside)? == "0", "the image holds something else than zeros");
+    let kept = blocks()?;
+    ensure!(full.abs_diff(kept) < 1000, "{full} blocks became {kept}, and none were to be given up");
+
+    guest.check("guest-tool write-zeroes --unmap /dev/vda 16777216 33554432", LIMIT)?;
+    ensure!(host.check(inside)? == "0", "the image holds something else than zeros");
+    let after = blocks()?;
+    ensure!(kept.saturating_sub(after) >= 60_000, "32 MiB of zeros with unmap, but {kept} blocks became {after}");
+    ensure!(guest.check(around, LIMIT)? == before, "what lies around the zeros has changed");
+    Ok(())
+}
+
 /// The host pings the guest through the tap.
 pub fn the_host_pings_the_guest() -> Result {
     let mut world = world()?;

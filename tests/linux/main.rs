@@ -38,6 +38,7 @@ fn main() {
             a_read_only_disk_is_not_written,
             fio_verifies_two_disks,
             discard_shrinks_the_image,
+            write_zeroes_makes_zeros_of_a_range,
             the_host_pings_the_guest,
             tcp_carries_100_mb_each_way,
             vsock_echoes_both_ways,

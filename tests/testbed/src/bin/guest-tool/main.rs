@@ -1,9 +1,10 @@
 //! What tests do inside guests (and hosts) that busybox cannot: streams with checksums over TCP, vsock and Unix sockets,
-//! memory that is verified, clocks. Each command ends with one line for the test to read, and status 0 only if all was right.
+//! memory that is verified, clocks, zeros on a disk. Each command ends with one line for the test to read, and status 0 only if all was right.
 
 mod net;
 
 use clap::Parser;
+use rustix::fs::{FallocateFlags, fallocate};
 use rustix::time::{ClockId, clock_gettime};
 use std::{
     fs,
@@ -62,6 +63,15 @@ enum Command {
         #[arg(long)]
         set: bool,
     },
+    /// Have a disk make zeros of a range by itself, and keep its blocks
+    WriteZeroes {
+        disk: PathBuf,
+        offset: u64,
+        length: u64,
+        /// It may give the blocks up
+        #[arg(long)]
+        unmap: bool,
+    },
     /// Print a tick at an interval; then the longest gap between two
     Ticks { interval_ms: u64, count: u64 },
 }
@@ -115,6 +125,7 @@ fn run(command: Command) -> io::Result<String> {
         Command::Clock => clock(),
         Command::ClockServe { port } => net::serve_clock(port),
         Command::ClockCompare { address, port, set } => net::compare_clocks(address, port, set),
+        Command::WriteZeroes { disk, offset, length, unmap } => write_zeroes(&disk, offset, length, unmap),
         Command::Ticks { interval_ms, count } => Ok(ticks(Duration::from_millis(interval_ms), count)),
     }
 }
@@ -268,6 +279,16 @@ fn memory(mib: usize, rounds: u64, pace: u64, until: Option<&Path>) -> io::Resul
         }
     }
     Ok(format!("memory {mib} MiB right"))
+}
+
+/// A block device's fallocate is its REQ_OP_WRITE_ZEROES (`blkdev_fallocate`). Of a hole the kernel writes nothing itself where the
+/// device cannot; to a range of zeros it would, unless the device says that it can.
+fn write_zeroes(disk: &Path, offset: u64, length: u64, unmap: bool) -> io::Result<String> {
+    let kind = if unmap { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
+    let file = fs::File::options().read(true).write(true).open(disk)?;
+    fallocate(&file, kind | FallocateFlags::KEEP_SIZE, offset, length)?;
+    file.sync_all()?;
+    Ok(format!("zeros {length} bytes at {offset}"))
 }
 
 fn clock() -> io::Result<String> {
