@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot read the sources has failed")]
 
+use proc_macro2::{TokenStream, TokenTree};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -154,6 +155,12 @@ impl<'ast> Visit<'ast> for Functions<'_> {
         self.measure(&item.sig.ident, &item.block);
         visit::visit_impl_item_fn(self, item);
     }
+    fn visit_trait_item_fn(&mut self, item: &'ast syn::TraitItemFn) {
+        if let Some(body) = &item.default {
+            self.measure(&item.sig.ident, body);
+        }
+        visit::visit_trait_item_fn(self, item);
+    }
 }
 
 #[test]
@@ -169,30 +176,20 @@ fn functions_are_short() {
     assert_none(&problems);
 }
 
-#[derive(Default)]
-struct Unsafe(bool);
-
-impl<'ast> Visit<'ast> for Unsafe {
-    fn visit_expr_unsafe(&mut self, _: &'ast syn::ExprUnsafe) {
-        self.0 = true;
-    }
-    fn visit_item_impl(&mut self, item: &'ast syn::ItemImpl) {
-        self.0 |= item.unsafety.is_some();
-        visit::visit_item_impl(self, item);
-    }
-    fn visit_signature(&mut self, signature: &'ast syn::Signature) {
-        self.0 |= signature.unsafety.is_some();
-        visit::visit_signature(self, signature);
-    }
+/// Whether the word `unsafe` stands among `tokens`: a block, a function, an `extern`, an attribute, in a macro or out of it.
+fn has_unsafe(tokens: TokenStream) -> bool {
+    tokens.into_iter().any(|token| match token {
+        TokenTree::Ident(word) => word == "unsafe",
+        TokenTree::Group(group) => has_unsafe(group.stream()),
+        TokenTree::Punct(_) | TokenTree::Literal(_) => false,
+    })
 }
 
 #[test]
 fn unsafe_stands_only_where_it_may() {
     let mut used = BTreeSet::new();
     for (name, text) in sources() {
-        let mut finder = Unsafe::default();
-        finder.visit_file(&syn::parse_file(&text).unwrap());
-        if finder.0 {
+        if has_unsafe(text.parse().unwrap()) {
             used.insert(name);
         }
     }
@@ -201,6 +198,32 @@ fn unsafe_stands_only_where_it_may() {
         used.difference(&allowed).map(|name| format!("{name}: unsafe, not listed")).collect();
     problems.extend(allowed.difference(&used).map(|name| format!("{name}: listed, but has no unsafe any more")));
     assert_none(&problems);
+}
+
+#[test]
+fn unsafe_is_seen_wherever_it_stands_and_a_word_in_a_text_is_none() {
+    for text in [
+        "fn f() { unsafe { g() } }",
+        "unsafe fn f() {}",
+        "unsafe extern \"C\" { fn f(); }",
+        "#[unsafe(no_mangle)] fn f() {}",
+        "unsafe trait T {}",
+        "macro_rules! m { () => { unsafe { g() } } }",
+    ] {
+        assert!(has_unsafe(text.parse().unwrap()), "{text}");
+    }
+    assert!(!has_unsafe("/// unsafe\nfn f() { g(\"unsafe\"); unsafe_name() }".parse().unwrap()));
+}
+
+#[test]
+fn every_kind_of_function_is_measured() {
+    let body = "\n".repeat(MAX_FUNCTION_LINES);
+    let text = format!(
+        "fn free() {{{body}}} impl T for S {{ fn method() {{{body}}} }} trait T {{ fn default() {{{body}}} fn none(); }}"
+    );
+    let mut over = BTreeMap::new();
+    Functions { file: "f", over: &mut over }.visit_file(&syn::parse_file(&text).unwrap());
+    assert_eq!(over.keys().collect::<Vec<_>>(), ["f:default", "f:free", "f:method"]);
 }
 
 #[test]
