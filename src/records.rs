@@ -194,6 +194,35 @@ mod tests {
         assert!(records.all().is_empty());
     }
 
+    /// A record outlives the program that wrote it, and is what keeps a machine from being booted beside its other copy.
+    #[test]
+    fn a_record_of_version_1_is_read_for_ever() {
+        let golden = |phase| {
+            format!(
+                "{{\n  \"move_id\": \"00112233-4455-6677-8899-aabbccddeeff\",\n  \"epoch\": 18446744073709551615,\n  \
+                 \"vm\": \"web\",\n  \"peer\": \"tcp:b:7300\",\n  \"phase\": \"{phase}\",\n  \
+                 \"time\": \"2026-11-25T12:00:00Z\",\n  \"disks\": [\n    \"/srv/web.img\",\n    \"/srv/b.img\"\n  ]\n}}\n"
+            )
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::at(dir.path().to_owned());
+        for (phase, word) in [(Phase::OnItsWay, "on-its-way"), (Phase::Moved, "moved"), (Phase::Arrived, "arrived")] {
+            let record = Record {
+                move_id: Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff),
+                epoch: u64::MAX,
+                vm: "web".into(),
+                peer: "tcp:b:7300".into(),
+                phase,
+                time: "2026-11-25T12:00:00Z".into(),
+                disks: vec!["/srv/web.img".into(), "/srv/b.img".into()],
+            };
+            records.write(&record).unwrap();
+            assert_eq!(fs::read_to_string(records.path("web")).unwrap(), golden(word));
+            fs::write(records.path("web"), golden(word)).unwrap();
+            assert_eq!(records.read("web").unwrap(), Some(record));
+        }
+    }
+
     #[test]
     fn a_place_for_records_is_tried_without_a_trace() {
         let dir = tempfile::tempdir().unwrap();

@@ -16,6 +16,8 @@ mod dirty;
 mod error;
 mod event_loop;
 mod gate;
+#[cfg(test)]
+mod golden_tests;
 mod host;
 mod incoming;
 mod keeper_link;

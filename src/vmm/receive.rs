@@ -138,7 +138,7 @@ fn try_to_build(description: &Description, host: &Host) -> Result<NewMachine, Er
 }
 
 /// What a target finds when it tries all that a move needs.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetReport {
     /// Its name.
     pub host: String,

@@ -137,7 +137,8 @@ mod tests {
     #[test]
     fn the_golden_mark_is_read_and_written() {
         let block = encode("today, here");
-        assert_eq!(block[8..22], *b"\x0b\0today, here\0");
+        assert_eq!(block[..22], *b"\xf6\x5e\xba\xad\x02\x3a\x4e\x0a\x0b\0today, here\0");
+        assert!(block[22..].iter().all(|byte| *byte == 0));
         assert_eq!(decode(&block).as_deref(), Some("today, here"));
         assert_eq!(decode(&[0; BLOCK_BYTES]), None);
         assert_eq!(decode(&encode(&"ä".repeat(2000))).unwrap().len(), MAX_TEXT_BYTES);

@@ -214,28 +214,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn round_trip(message: &ToTarget) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        send(&mut bytes, message).unwrap();
-        let frame = read_frame(&mut bytes.as_slice()).unwrap();
-        assert_eq!(decode::<ToTarget>(&frame).unwrap(), *message);
-        frame.contents
-    }
-
-    #[test]
-    fn the_golden_messages_are_read_and_written() {
-        let machine = Machine {
-            description: b"{}".to_vec(),
-            layout: vec![(0, 4096)],
-            mode: Mode::Quick,
-            connections: 2,
-            verify: false,
-        };
-        assert_eq!(round_trip(&ToTarget::Machine(machine)), b"\x00\x02{}\x01\x00\x80\x20\x01\x02\x00");
-        assert_eq!(round_trip(&ToTarget::Order(Order::Ask)), b"\x01\x01");
-        assert_eq!(round_trip(&ToTarget::Make(vec![(512, 128)])), b"\x04\x01\x80\x04\x80\x01");
-    }
-
     #[test]
     fn bytes_behind_a_message_are_refused() {
         let mut bytes = Vec::new();

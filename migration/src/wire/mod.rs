@@ -4,6 +4,8 @@
 //! anything of it is looked at; a [`message`] is what the two sides say to each other.
 
 pub mod frame;
+#[cfg(test)]
+mod golden_tests;
 pub mod message;
 pub mod preamble;
 

@@ -133,15 +133,6 @@ mod tests {
     }
 
     #[test]
-    fn the_golden_bytes_are_read_and_written() {
-        let bytes = sample().encode();
-        assert_eq!(bytes[..16], *b"\x8fSTERN\r\n\x01\0\x3e\0\x03\0\x03\0");
-        assert_eq!(bytes[16..20], [0x00, 0x11, 0x22, 0x33]);
-        assert_eq!(bytes[32..40], [7, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(Preamble::decode(&bytes).unwrap(), sample());
-    }
-
-    #[test]
     fn every_flipped_bit_is_told() {
         for bit in 0..BYTES * 8 {
             let mut bytes = sample().encode();
