@@ -16,7 +16,7 @@ use sterna_devices::Saved;
 use sterna_migration::{Section, Sections};
 use uuid::Uuid;
 
-/// A machine that has everything, and one that has as little as possible: a line each.
+/// A machine that has everything, one that has as little as possible, and the first as an older program tells of it: a line each.
 const DESCRIPTIONS: &str = include_str!("golden/description-1.json");
 /// A move with all its figures, one that has just begun, and one that an older program tells of, without what came later.
 const REPORTS: &str = include_str!("golden/report-1.json");
@@ -58,6 +58,7 @@ fn description() -> Description {
         own_console: true,
         identity: Identity { uuid: Uuid::from_u128(7), epoch: 3 },
         cpu: serde_json::from_str(CPU).unwrap(),
+        state_msrs: vec![631, 3_221_225_603],
         present_bytes: 123 << 20,
         disks: vec![mark(false, true, vec![5, u64::MAX]), mark(true, false, vec![])],
     }
@@ -73,7 +74,7 @@ fn least() -> Description {
         serial: SerialConfig::Null,
         ..config()
     };
-    Description { config, own_console: false, disks: vec![], ..description() }
+    Description { config, own_console: false, state_msrs: vec![], disks: vec![], ..description() }
 }
 
 fn report() -> MoveStatus {
@@ -135,6 +136,8 @@ fn version_1_of_a_description_is_read_for_ever() {
     let golden = DESCRIPTIONS.lines().next().unwrap().as_bytes();
     assert_eq!(description().encode().unwrap(), golden);
     assert_eq!(Description::decode(golden).unwrap(), description());
+    let older = Description::decode(DESCRIPTIONS.lines().nth(2).unwrap().as_bytes()).unwrap();
+    assert_eq!(older, Description { state_msrs: vec![], ..description() });
 }
 
 #[test]
@@ -175,8 +178,11 @@ fn version_1_of_what_a_target_finds_is_read_for_ever() {
         unix_ns: 1_764_000_000_000_000_000,
         problems: vec!["no tap".into()],
         warnings: vec!["the clocks differ".into(), String::new()],
+        unknown_msrs: vec![631],
     };
+    let older: TargetReport = serde_json::from_str(CHECKED.lines().nth(1).unwrap()).unwrap();
     assert_golden(CHECKED, &[report]);
+    assert_eq!((older.host.as_str(), older.unknown_msrs), ("b", vec![]));
 }
 
 #[test]

@@ -46,7 +46,10 @@ fn to_source() -> Vec<(ToSource, &'static [u8])> {
     let warnings = || vec!["hot".to_owned(), String::new()];
     let loaded = |ram_hash| ToSource::Loaded(Loaded { restore_ns: 300, ram_hash });
     vec![
-        (ToSource::Ready(Ready { build_ns: 300, warnings: warnings() }), b"\x00\xac\x02\x02\x03hot\x00"),
+        (
+            ToSource::Ready(Ready { build_ns: 300, warnings: warnings(), unknown_msrs: vec![0x277] }),
+            b"\x00\xac\x02\x02\x03hot\x00\x01\xf7\x04",
+        ),
         (ToSource::Rehearsed { restore_ns: 128 }, b"\x01\x80\x01"),
         (loaded(None), b"\x02\xac\x02\x00"),
         (loaded(Some(u64::MAX)), b"\x02\xac\x02\x01\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"),
