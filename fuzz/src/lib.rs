@@ -3,6 +3,7 @@
 //! A target is one file in `targets/`. It refuses to know private parts of the crates: what it reaches, a guest, a peer
 //! or a file can reach.
 
+pub mod bus;
 pub mod chain;
 pub mod drive;
 pub mod guest;

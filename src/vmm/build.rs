@@ -3,6 +3,7 @@
 //! [`NewMachine`] has KVM objects and devices, [`Parked`] also threads, which stand still. An error drops all of it.
 
 use super::Error;
+use super::board::Board;
 use super::bus::{Bus, SharedDevice};
 use super::dirty;
 use super::event_loop::{EventLoop, Subscriber};
@@ -69,8 +70,7 @@ pub fn build(config: &VmConfig, host: &Host, events: &Arc<EventBus>) -> Result<N
         functions.push(function);
     }
     host.serial_line.attach(&vm);
-    let parts = Parts {
-        vcpus,
+    let board = Board {
         functions,
         segment: Arc::new(segment),
         serial: host.serial.clone(),
@@ -78,9 +78,9 @@ pub fn build(config: &VmConfig, host: &Host, events: &Arc<EventBus>) -> Result<N
         rtc: Arc::default(),
         power: Arc::new(Mutex::new(Power::new(Arc::new(LevelPin::new(Arc::clone(&vm), layout::GED_GSI))))),
         panic: Arc::new(Mutex::new(PvPanic)),
-        vm,
     };
-    add_devices(&mut ports, &mut mmio, &parts);
+    add_devices(&mut ports, &mut mmio, &board);
+    let parts = Parts { vm, vcpus, board };
     Ok(NewMachine { parts, ports, mmio, balloon, nets, manual_protect })
 }
 
@@ -111,7 +111,7 @@ impl NewMachine {
     /// # Errors
     /// What a device does not take.
     pub fn rehearse(&self, sections: Sections) -> Result<(), PartError> {
-        self.parts.rehearse(sections)
+        self.parts.board.rehearse(sections)
     }
 
     /// Gives it its threads, one of them for its devices and `console`. They stand at the gate until it has a state and is
@@ -139,7 +139,7 @@ impl NewMachine {
             lock(&machine.vcpus).push(thread);
         }
         let mut subscribers: Vec<Subscriber> = vec![console];
-        subscribers.extend(machine.parts.functions.iter().map(|function| function.clone() as Subscriber));
+        subscribers.extend(machine.parts.board.functions.iter().map(|function| function.clone() as Subscriber));
         let event_loop =
             EventLoop::start(subscribers).map_err(|source| Error::Host { what: "the device event loop", source })?;
         *lock(&machine.event_loop) = Some(event_loop);
@@ -175,7 +175,7 @@ impl Parked {
     /// # Errors
     /// The part that does not take it.
     pub fn rehearse(&self, sections: Sections) -> Result<(), PartError> {
-        self.0.parts().rehearse(sections)
+        self.0.parts().board.rehearse(sections)
     }
 
     /// Gives every part its state; its RAM has its contents. It stands still until resumed.
@@ -209,15 +209,15 @@ fn fault_events(events: &Arc<EventBus>) -> OnFault {
 }
 
 /// Puts every device that has registers at fixed addresses where the address map has it.
-fn add_devices(ports: &mut Bus, mmio: &mut Bus, parts: &Parts) {
+fn add_devices(ports: &mut Bus, mmio: &mut Bus, board: &Board) {
     let mut add = |port: u16, size: u16, device: SharedDevice| ports.add(port.into(), size.into(), device);
-    add(layout::COM1_PORT, layout::COM1_SIZE, parts.serial.clone());
-    add(layout::RTC_PORT, layout::RTC_SIZE, parts.rtc.clone());
-    add(layout::PVPANIC_PORT, layout::PVPANIC_SIZE, parts.panic.clone());
-    add(layout::POWER_PORT, layout::POWER_SIZE, parts.power.clone());
-    add(layout::PCI_CONFIG_PORT, layout::PCI_CONFIG_SIZE, Arc::new(ConfigPorts(parts.segment.clone())));
-    mmio.add(layout::ECAM_START, layout::ECAM_SIZE, Arc::new(Ecam(parts.segment.clone())));
-    mmio.add(layout::PCI_MMIO_START, layout::PCI_MMIO_SIZE, Arc::new(BarWindow(parts.segment.clone())));
+    add(layout::COM1_PORT, layout::COM1_SIZE, board.serial.clone());
+    add(layout::RTC_PORT, layout::RTC_SIZE, board.rtc.clone());
+    add(layout::PVPANIC_PORT, layout::PVPANIC_SIZE, board.panic.clone());
+    add(layout::POWER_PORT, layout::POWER_SIZE, board.power.clone());
+    add(layout::PCI_CONFIG_PORT, layout::PCI_CONFIG_SIZE, Arc::new(ConfigPorts(board.segment.clone())));
+    mmio.add(layout::ECAM_START, layout::ECAM_SIZE, Arc::new(Ecam(board.segment.clone())));
+    mmio.add(layout::PCI_MMIO_START, layout::PCI_MMIO_SIZE, Arc::new(BarWindow(board.segment.clone())));
 }
 
 /// The VM with its RAM and interrupt controllers. The order is KVM's: the interrupt controllers come before the vCPUs, each of

@@ -140,6 +140,17 @@ fn version_1_of_a_description_is_read_for_ever() {
     assert_eq!(older, Description { state_msrs: vec![], ..description() });
 }
 
+/// Else the fuzzer does not get beyond what is missing in them.
+#[test]
+fn the_seeds_of_the_fuzzer_are_descriptions() {
+    for seed in
+        [include_str!("../../fuzz/seeds/arrival/full.json"), include_str!("../../fuzz/seeds/arrival/short.json")]
+    {
+        let description = Description::decode(seed.as_bytes()).unwrap();
+        assert_eq!(description.inconsistency(), None);
+    }
+}
+
 #[test]
 fn each_word_in_a_description_is_read_for_ever() {
     let words = [(CpuModel::Host, "host"), (CpuModel::V2, "x86-64-v2"), (CpuModel::V3, "x86-64-v3")];

@@ -50,7 +50,7 @@ impl Machine {
             self.gate.set(Wanted::Run);
             return Err(MachineError::Failed { attempted: "stopping the vCPUs".into(), source: source.into() });
         }
-        for function in &self.parts.functions {
+        for function in &self.parts.board.functions {
             let mut function = lock(function);
             if let Err(fault) = function.pause() {
                 // The function waits for a reset by its driver and is as still as the others.
@@ -62,7 +62,7 @@ impl Machine {
 
     /// Lets devices, then vCPUs go on.
     pub fn resume(&self) {
-        for function in &self.parts.functions {
+        for function in &self.parts.board.functions {
             lock(function).resume();
         }
         self.gate.set(Wanted::Run);
@@ -71,7 +71,7 @@ impl Machine {
     /// As [`Self::resume`], of a machine that goes on elsewhere, or here after a move that came to nothing: its devices are
     /// told, so that the guest announces itself and ends connections that have stayed behind.
     pub fn resume_moved(self: &Arc<Self>) {
-        for function in &self.parts.functions {
+        for function in &self.parts.board.functions {
             let mut function = lock(function);
             function.resume();
             function.moved();
@@ -114,14 +114,14 @@ impl Machine {
 
     /// Tells the guest that its generation id has changed.
     pub fn notify_generation(&self) {
-        if let Err(error) = lock(&self.parts.power).notify_generation() {
+        if let Err(error) = lock(&self.parts.board.power).notify_generation() {
             log::warn!("the guest is not told that it is a copy: {error}");
         }
     }
 
     /// Presses the ACPI power button.
     pub fn press_power_button(&self) -> io::Result<()> {
-        lock(&self.parts.power).press_power_button()
+        lock(&self.parts.board.power).press_power_button()
     }
 
     /// The balloon's remote control.
@@ -135,7 +135,7 @@ impl Machine {
             let function = lock(function);
             DeviceStatus { id: function.name().to_owned(), fault: function.fault().map(str::to_owned) }
         };
-        self.parts.functions.iter().map(status).collect()
+        self.parts.board.functions.iter().map(status).collect()
     }
 
     fn kick_all(&self) -> io::Result<()> {
@@ -155,7 +155,7 @@ impl Machine {
             vcpu.join();
         }
         drop(lock(&self.event_loop).take());
-        for function in &self.parts.functions {
+        for function in &self.parts.board.functions {
             let mut function = lock(function);
             if let Err(fault) = function.pause() {
                 log::warn!("{}: {fault}", function.name());

@@ -9,6 +9,9 @@
 //!
 //! [`run`] is the whole of it, and returns when the guest has ended for good.
 
+mod board;
+#[cfg(test)]
+mod board_tests;
 mod build;
 mod bus;
 mod description;
@@ -38,12 +41,14 @@ mod vcpu;
 mod vm;
 mod wiring;
 
+pub use board::Board;
 pub use description::{Description, has_own_console};
 pub use error::Error;
 pub use incoming::Arrival;
 pub use keeper_link::{KeeperLink, Word};
 pub use move_error::MoveError;
 pub use obstacles::everything_wrong;
+pub use parts::PartError;
 pub use receive::answer_check;
 pub use restore::{Load, RestoreOrder, Restoring, open as open_saved};
 

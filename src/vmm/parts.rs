@@ -1,18 +1,18 @@
 //! Every part of a machine that has state, in one list: saving walks it, restoring walks it, and nothing else knows what there is.
+//! What is KVM's is here, the devices' end of the list is [`Board`]'s.
 //!
 //! The order is that of restoring. Interrupt controllers come before all that raises interrupts, the clock before the vCPUs,
 //! whose clocks are told by it, devices last: the power button's level must be driven into an I/O APIC that has been restored.
 
+use super::board::{self, Board, Device};
 use super::kick::SharedVcpu;
-use super::machine::{Function, lock};
+use super::machine::lock;
 use kvm_ioctls::VmFd;
 use serde::de::DeserializeOwned;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use sterna_arch::state::{self, ClockState, IrqchipState, Msr, MsrPlan, VcpuState};
-use sterna_devices::legacy::{Power, PvPanic, Rtc, Serial, VmGenId};
-use sterna_devices::pci::PciSegment;
 use sterna_devices::{Saved, StateError};
-use sterna_migration::{Section, SectionError, Sections};
+use sterna_migration::{SectionError, Sections};
 
 /// Why a state could not be saved or restored.
 #[derive(Debug, thiserror::Error)]
@@ -49,45 +49,16 @@ pub struct Parts {
     pub vm: Arc<VmFd>,
     /// By index.
     pub vcpus: Vec<SharedVcpu>,
-    /// In slot order.
-    pub functions: Vec<Function>,
-    /// The bus they are on.
-    pub segment: Arc<PciSegment>,
-    /// The serial port.
-    pub serial: Arc<Mutex<Serial>>,
-    /// The clock with a battery.
-    pub rtc: Arc<Mutex<Rtc>>,
-    /// The power button, reset and sleep.
-    pub power: Arc<Mutex<Power>>,
-    /// The panic port.
-    pub panic: Arc<Mutex<PvPanic>>,
-    /// The generation id.
-    pub vmgenid: Arc<Mutex<VmGenId>>,
+    /// Its devices.
+    pub board: Board,
 }
 
 /// One part.
 enum Part<'a> {
     Irqchip,
-    Vcpu(&'a SharedVcpu),
     Clock,
-    Pci,
-    Serial,
-    Rtc,
-    Panic,
-    Power,
-    Generation,
-    /// The transport and the model of a function: two sections.
-    Function(&'a Function),
-}
-
-/// Section of a function's transport.
-fn transport_of(function: &str) -> String {
-    format!("{function}.pci")
-}
-
-/// Section of a function's model.
-fn model_of(function: &str) -> String {
-    format!("{function}.model")
+    Vcpu(&'a SharedVcpu),
+    Device(Device<'a>),
 }
 
 impl Parts {
@@ -96,13 +67,7 @@ impl Parts {
         let mut list = vec![("irqchip".to_owned(), Part::Irqchip)];
         list.push(("clock".into(), Part::Clock));
         list.extend(self.vcpus.iter().enumerate().map(|(index, vcpu)| (format!("vcpu{index}"), Part::Vcpu(vcpu))));
-        list.push(("pci".into(), Part::Pci));
-        list.push(("serial".into(), Part::Serial));
-        list.push(("rtc".into(), Part::Rtc));
-        list.push(("pvpanic".into(), Part::Panic));
-        list.push(("power".into(), Part::Power));
-        list.push(("vmgenid".into(), Part::Generation));
-        list.extend(self.functions.iter().map(|function| (lock(function).name().to_owned(), Part::Function(function))));
+        list.extend(self.board.list().into_iter().map(|(name, device)| (name, Part::Device(device))));
         list
     }
 
@@ -124,20 +89,12 @@ impl Parts {
                     Saved::of(VcpuState::VERSION, &state::save_vcpu(&vcpu, msrs).map_err(failed)?)
                 }
                 Part::Clock => Saved::of(ClockState::VERSION, &state::save_clock(&self.vm).map_err(failed)?),
-                Part::Pci => self.segment.save(),
-                Part::Serial => lock(&self.serial).save(),
-                Part::Rtc => lock(&self.rtc).save(),
-                Part::Panic => lock(&self.panic).save(),
-                Part::Power => lock(&self.power).save(),
-                Part::Generation => lock(&self.vmgenid).save(),
-                Part::Function(function) => {
-                    let function = lock(function);
-                    push(&mut sections, &transport_of(&name), function.save())?;
-                    push(&mut sections, &model_of(&name), function.save_model())?;
+                Part::Device(device) => {
+                    self.board.save_one(&name, device, &mut sections)?;
                     continue;
                 }
             };
-            push(&mut sections, &name, saved)?;
+            board::push(&mut sections, &name, saved)?;
         }
         Ok(sections)
     }
@@ -159,20 +116,6 @@ impl Parts {
         Ok(used)
     }
 
-    /// The state of the devices of a machine that may be running: what a rehearsal consists of.
-    ///
-    /// # Errors
-    /// More state than the format holds.
-    pub fn save_functions(&self) -> Result<Sections, PartError> {
-        let mut sections = Sections::default();
-        for function in &self.functions {
-            let function = lock(function);
-            push(&mut sections, &transport_of(function.name()), function.save())?;
-            push(&mut sections, &model_of(function.name()), function.save_model())?;
-        }
-        Ok(sections)
-    }
-
     /// Gives every part of a machine that has never run its state; each section must be there, and none besides.
     ///
     /// # Errors
@@ -182,62 +125,29 @@ impl Parts {
         for (name, part) in self.list() {
             let refused = |source| PartError::Refused { part: name.clone(), source };
             let failed = |source| PartError::Processor { part: name.clone(), done: "restored", source };
-            if let Part::Function(function) = part {
-                restore_function(function, &mut sections)?;
-                continue;
-            }
-            let saved = taken(sections.take(&name)?);
             match part {
                 Part::Irqchip => {
+                    let saved = board::take(&mut sections, &name)?;
                     let state: IrqchipState = decode(&saved, IrqchipState::VERSION).map_err(refused)?;
                     state::restore_irqchip(&self.vm, &state).map_err(failed)?;
                 }
                 Part::Vcpu(vcpu) => {
+                    let saved = board::take(&mut sections, &name)?;
                     let state: VcpuState = decode(&saved, VcpuState::VERSION).map_err(refused)?;
                     // The clock comes before them in the list.
                     let elapsed = elapsed.as_ref().ok_or_else(|| SectionError::Missing("clock".into()))?;
                     state::restore_vcpu(&lock(vcpu), &state, elapsed).map_err(failed)?;
                 }
                 Part::Clock => {
+                    let saved = board::take(&mut sections, &name)?;
                     let state: ClockState = decode(&saved, ClockState::VERSION).map_err(refused)?;
                     elapsed = Some(state::restore_clock(&self.vm, &state).map_err(failed)?);
                 }
-                Part::Pci => self.segment.restore(&saved).map_err(refused)?,
-                Part::Serial => lock(&self.serial).restore(&saved).map_err(refused)?,
-                Part::Rtc => lock(&self.rtc).restore(&saved).map_err(refused)?,
-                Part::Panic => lock(&self.panic).restore(&saved).map_err(refused)?,
-                Part::Power => lock(&self.power).restore(&saved).map_err(refused)?,
-                Part::Generation => lock(&self.vmgenid).restore(&saved).map_err(refused)?,
-                Part::Function(_) => {}
+                Part::Device(device) => self.board.restore_one(&name, device, &mut sections)?,
             }
         }
         Ok(sections.finish()?)
     }
-
-    /// Gives the devices what a rehearsal consists of.
-    ///
-    /// # Errors
-    /// The first that is missing or is not taken.
-    pub fn rehearse(&self, mut sections: Sections) -> Result<(), PartError> {
-        self.functions.iter().try_for_each(|function| restore_function(function, &mut sections))?;
-        Ok(sections.finish()?)
-    }
-}
-
-fn restore_function(function: &Function, sections: &mut Sections) -> Result<(), PartError> {
-    let mut function = lock(function);
-    let name = function.name().to_owned();
-    let transport = taken(sections.take(&transport_of(&name))?);
-    let model = taken(sections.take(&model_of(&name))?);
-    function.restore(&transport, &model).map_err(|source| PartError::Refused { part: name, source })
-}
-
-fn push(sections: &mut Sections, name: &str, saved: Saved) -> Result<(), SectionError> {
-    sections.push(Section { name: name.to_owned(), version: saved.version, contents: saved.contents })
-}
-
-fn taken(section: Section) -> Saved {
-    Saved { version: section.version, contents: section.contents }
 }
 
 fn decode<T: DeserializeOwned>(saved: &Saved, version: u16) -> Result<T, StateError> {

@@ -142,7 +142,7 @@ impl Mover<'_> {
         flush_disks(self.vm)?;
         let began = Instant::now();
         flush_disks(self.vm)?;
-        peer.send_state(&machine.parts().save_functions()?, false)?;
+        peer.send_state(&machine.parts().board.save_functions()?, false)?;
         let ToSource::Rehearsed { .. } = peer.receive("the rehearsal of the state", READY_PATIENCE, || self.off())?
         else {
             return Err(MoveError::Unexpected { peer: "the target", wanted: "that it has rehearsed" });
