@@ -2,8 +2,9 @@
 //!
 //! Three pure state machines, [`Source`], [`Target`] and [`Keeper`]. Each takes one event and returns the actions its caller
 //! performs, in order. There is no input, output, clock or thread in here, so the running program and the model checker
-//! (`model.rs` is the world around them, `check.rs` the invariants) execute the same code. It visits all of the 8384 states that
-//! can be reached while messages are lost, delayed, repeated and reordered, processes killed and time-outs fired at any point.
+//! (`model.rs` and `restart.rs` are the world around them, `check.rs` the invariants) execute the same code. It visits all of the
+//! 30760 states that can be reached while messages are lost, delayed, repeated and reordered, processes killed, machines started
+//! again from what the disk says, and time-outs fired at any point, on disks with locks between hosts and without.
 //!
 //! ```text
 //!  SOURCE (the guest's process)                      TARGET (a process built for the move)     KEEPER (`sterna receive`)
@@ -40,6 +41,10 @@
 //! 5. A person may decide for the source, by asserting what is true: that the guest cannot start at the target any more
 //!    (`resolve --here`), or that it did (`resolve --there`). *That it does not run there right now* is not enough: Go may
 //!    still be under way.
+//! 6. What outlives the source's process is its [`Record`]: on disk before the guest stops, removed when the guest stays, "moved" when
+//!    it does not. A machine that is "on its way" is not started again before a person has said what became of it, and one that
+//!    has moved is not where no lock would keep it from its other copy.
+//! 7. A receiver that was started again knows nothing, and says that.
 //!
 //! An event that has no place in a state is a [`Refusal`]: nothing has changed, nothing is to be done. The caller logs it and
 //! drops the connection it came over, if it came over one.
@@ -50,6 +55,10 @@ mod keeper;
 #[cfg(test)]
 mod model;
 mod record;
+#[cfg(test)]
+mod restart;
+#[cfg(test)]
+mod settle;
 mod source;
 mod target;
 

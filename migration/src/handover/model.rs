@@ -1,11 +1,12 @@
-//! The world around the three machines, for the model checker: a network, locks, a pipe, killed processes, a person.
+//! The world around the three machines, for the model checker: a network, locks, a pipe, killed processes, a record, a person.
 //!
 //! The world decides nothing about the hand-over: it delivers events to the real [`Source`], [`Target`] and [`Keeper`] and performs
 //! their actions on a handful of facts. It is as hostile as the ground can be:
 //! - the network is the set of everything that was ever said: each message may arrive at any later time, any number of times, in any
 //!   order, or never; words about an earlier move of the same machine float around from the start;
 //! - between any two actions a process may be killed; connections get lost, time-outs fire, steps fail, someone cancels, all at any time;
-//! - locks may be refused although they are free; the receiver may be killed and comes back knowing nothing;
+//! - locks may be refused although they are free, or there are none; the receiver may be killed and comes back knowing nothing;
+//! - a machine whose process has ended may be started again, as far as its record allows (`restart.rs`);
 //! - a person may act whenever the source is in doubt, and asserts only what is true.
 
 use super::tests::{earlier_move, this_move};
@@ -33,6 +34,14 @@ pub(super) enum Broken {
     PersonSaysNotRunningNow,
     /// The target's side says anything at any time, true or not.
     AnswersAreTrue,
+    /// The guest is stopped and given away before the record is on disk.
+    RecordComesBeforeGo,
+    /// A machine is started whatever its record says.
+    StartHeedsTheRecord,
+    /// A guest that has moved leaves no record.
+    MovedIsRecorded,
+    /// A receiver that was started again takes a move that it does not know for one that it has discarded.
+    UnknownIsNoAnswer,
 }
 
 /// The rules that are taken out.
@@ -53,6 +62,15 @@ pub(super) enum Copy {
     Running,
     Standing,
     Gone,
+}
+
+/// What the guest's disks are on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Disks {
+    /// Files, whose locks hold between hosts.
+    Locked,
+    /// A raw LUN, which anybody may write to.
+    Lun,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,10 +107,16 @@ pub(super) struct World {
     pub(super) keeper: Option<Keeper>,
     /// From the target's process to the keeper, in order.
     pub(super) pipe: VecDeque<KeeperEvent>,
+    /// Of the guest on each host: that of a process of the move, or one that was started afterwards.
     pub(super) source_copy: Copy,
     pub(super) target_copy: Copy,
-    /// Who holds the disk locks.
+    pub(super) disks: Disks,
+    /// Who holds the disk locks, where there are any.
     pub(super) locks: Option<Side>,
+    /// The source's, on disk.
+    pub(super) record: Option<Phase>,
+    /// The target has recorded, on disk, that the guest arrived.
+    pub(super) arrived: bool,
     pub(super) said: BTreeSet<Said>,
     /// The guest has executed at the target.
     pub(super) ran_there: bool,
@@ -113,12 +137,12 @@ pub(super) const DESTROYED: &str = "a copy was destroyed that was the only one";
 /// One thing that happens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// The next action, which takes locks only if the flag allows it.
+    /// The next action, and whether it works where it may fail.
     SourceActs {
-        locks: bool,
+        works: bool,
     },
     TargetActs {
-        locks: bool,
+        works: bool,
     },
     Source(SourceEvent),
     Target(TargetEvent),
@@ -130,10 +154,23 @@ pub(super) enum Step {
     KillSource,
     KillTarget,
     KillKeeper,
+    /// The machine, which has no process there, is started from its disks.
+    Restart(Side),
+    /// A guest that was started so has ended.
+    End(Side),
+    /// A person settles the record of a source without a process.
+    Settle(Resolution),
+}
+
+/// A person's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Resolution {
+    Here,
+    There,
 }
 
 impl World {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(disks: Disks) -> Self {
         Self {
             source: Some(Process::new(Source::new(this_move()), None)),
             target: Some(Process::new(Target::new(this_move()), Some(TargetEvent::Built))),
@@ -141,7 +178,10 @@ impl World {
             pipe: VecDeque::new(),
             source_copy: Copy::Running,
             target_copy: Copy::Gone,
-            locks: Some(Side::Source),
+            disks,
+            locks: (disks == Disks::Locked).then_some(Side::Source),
+            record: None,
+            arrived: false,
             said: BTreeSet::new(),
             ran_there: false,
             stays_here: false,
@@ -161,7 +201,7 @@ impl World {
     }
 
     /// Nothing can make the target start any more. (What a person must know before `resolve --here`.)
-    fn cannot_start_there(&self) -> bool {
+    pub(super) fn cannot_start_there(&self) -> bool {
         self.target_copy != Copy::Running && matches!(self.target_state(), None | Some(TargetState::Discarded))
     }
 
@@ -171,8 +211,10 @@ impl World {
             steps.push(Step::KillSource);
             match source.todo.front() {
                 Some(action) => {
-                    steps.push(Step::SourceActs { locks: true });
-                    steps.extend((*action == SourceAction::TakeLocks).then_some(Step::SourceActs { locks: false }));
+                    use SourceAction::{RecordMoved, RemoveRecord, TakeLocks};
+                    steps.push(Step::SourceActs { works: true });
+                    let may_fail = matches!(action, TakeLocks | RemoveRecord | RecordMoved);
+                    steps.extend(may_fail.then_some(Step::SourceActs { works: false }));
                 }
                 None => self.source_events(source, out, steps),
             }
@@ -181,8 +223,10 @@ impl World {
             steps.push(Step::KillTarget);
             match target.todo.front() {
                 Some(action) => {
-                    steps.push(Step::TargetActs { locks: true });
-                    steps.extend((*action == TargetAction::TakeLocks).then_some(Step::TargetActs { locks: false }));
+                    use TargetAction::{TakeLocks, WriteRecord};
+                    steps.push(Step::TargetActs { works: true });
+                    let may_fail = matches!(action, TakeLocks | WriteRecord);
+                    steps.extend(may_fail.then_some(Step::TargetActs { works: false }));
                 }
                 None => self.target_events(target, steps),
             }
@@ -193,6 +237,7 @@ impl World {
         steps.push(Step::AskKeeper(earlier_move(), Order::Ask));
         steps.extend((!self.pipe.is_empty()).then_some(Step::KeeperReads));
         steps.extend(self.keeper.is_some().then_some(Step::KillKeeper));
+        self.restarts(out, steps);
     }
 
     fn orders(&self) -> impl Iterator<Item = Order> {
@@ -235,8 +280,8 @@ impl World {
     pub(super) fn take(&mut self, step: Step, out: Out) -> Vec<Said> {
         let mut news = vec![];
         match step {
-            Step::SourceActs { locks } => self.source_acts(locks, out, &mut news),
-            Step::TargetActs { locks } => self.target_acts(locks, out, &mut news),
+            Step::SourceActs { works } => self.source_acts(works, out, &mut news),
+            Step::TargetActs { works } => self.target_acts(works, out, &mut news),
             Step::Source(event) => self.source_hears(event, out),
             Step::Target(event) => self.target_hears(event, out),
             Step::AskKeeper(of, order) => self.ask_keeper(of, order, out, &mut news),
@@ -262,6 +307,9 @@ impl World {
                 self.keeper = None;
                 self.pipe.clear();
             }
+            Step::Restart(side) => self.restart(side),
+            Step::End(side) => self.end(side),
+            Step::Settle(word) => self.settle_record(word),
         }
         self.said.extend(news.iter().cloned());
         news
@@ -308,6 +356,7 @@ impl World {
     fn ask_keeper(&mut self, of: Move, order: Order, out: Out, news: &mut Vec<Said>) {
         let action = match &mut self.keeper {
             Some(keeper) => keeper.on(KeeperEvent::Order(of, order)),
+            None if out.contains(&Broken::UnknownIsNoAnswer) => Ok(Some(KeeperAction::Send(Answer::Discarded))),
             None => Ok(Some(KeeperAction::Send(Answer::Unknown))),
         };
         match action {
@@ -321,11 +370,15 @@ impl World {
         }
     }
 
-    fn source_acts(&mut self, locks: bool, out: Out, news: &mut Vec<Said>) {
+    fn source_acts(&mut self, works: bool, out: Out, news: &mut Vec<Said>) {
+        let Some(action) = self.source.as_mut().and_then(|source| source.todo.pop_front()) else { return };
+        let taken = action == SourceAction::TakeLocks && works && self.lock(Side::Source);
         let Some(source) = &mut self.source else { return };
-        let Some(action) = source.todo.pop_front() else { return };
         match action {
-            SourceAction::WriteRecord => source.will_be_told(SourceEvent::Recorded),
+            SourceAction::WriteRecord => {
+                self.record = (!out.contains(&Broken::RecordComesBeforeGo)).then_some(Phase::OnItsWay);
+                source.will_be_told(SourceEvent::Recorded);
+            }
             SourceAction::Stop => {
                 self.source_copy = Copy::Standing;
                 news.push(Said::State);
@@ -338,10 +391,6 @@ impl World {
             SourceAction::Ask => news.push(Said::Order(Order::Ask)),
             SourceAction::TakeLocks => {
                 let careless = out.contains(&Broken::SourceResumesUnlocked);
-                let taken = locks && self.locks.is_none();
-                if taken {
-                    self.locks = Some(Side::Source);
-                }
                 let told = if taken || careless { SourceEvent::LocksTaken } else { SourceEvent::LocksRefused };
                 source.will_be_told(told);
             }
@@ -357,22 +406,23 @@ impl World {
                 }
                 self.source_copy = Copy::Gone;
             }
-            SourceAction::RemoveRecord | SourceAction::RecordMoved => {}
+            SourceAction::RemoveRecord | SourceAction::RecordMoved if !works => {}
+            SourceAction::RemoveRecord => self.record = None,
+            SourceAction::RecordMoved => {
+                self.record = (!out.contains(&Broken::MovedIsRecorded)).then_some(Phase::Moved);
+            }
         }
     }
 
-    fn target_acts(&mut self, locks: bool, out: Out, news: &mut Vec<Said>) {
+    fn target_acts(&mut self, works: bool, out: Out, news: &mut Vec<Said>) {
+        let Some(action) = self.target.as_mut().and_then(|target| target.todo.pop_front()) else { return };
+        let taken = action == TargetAction::TakeLocks && works && self.lock(Side::Target);
         let Some(target) = &mut self.target else { return };
-        let Some(action) = target.todo.pop_front() else { return };
         match action {
             TargetAction::Send(answer) => news.push(Said::Answer(answer)),
             TargetAction::Load => target.will_be_told(TargetEvent::StateLoaded),
             TargetAction::TakeLocks => {
                 let careless = out.contains(&Broken::TargetStartsUnlocked);
-                let taken = locks && self.locks.is_none();
-                if taken {
-                    self.locks = Some(Side::Target);
-                }
                 let refused = TargetEvent::LocksRefused(String::new());
                 target.will_be_told(if taken || careless { TargetEvent::LocksTaken } else { refused });
             }
@@ -388,61 +438,8 @@ impl World {
                     self.wrong = Some(DESTROYED);
                 }
             }
-            TargetAction::ArmWait | TargetAction::Announce | TargetAction::WriteRecord => {}
-        }
-    }
-
-    /// What comes of this world if nothing bad happens any more: what is said from now on arrives once and in order, steps succeed,
-    /// and a time-out fires only when there is nothing else to wait for. What was said before counts as lost.
-    pub(super) fn settle(mut self) -> Self {
-        const STEPS: usize = 100;
-        let mut on_the_way = VecDeque::new();
-        for _ in 0..STEPS {
-            let Some(step) = self.next_quiet_step(&mut on_the_way) else { break };
-            on_the_way.extend(self.take(step, &[]));
-        }
-        self
-    }
-
-    /// Asking does not help any more.
-    pub(super) fn waits_for_a_person(&self, state: SourceState) -> bool {
-        state == SourceState::LostThere || (state == SourceState::InDoubt && self.keeper.is_none())
-    }
-
-    fn next_quiet_step(&mut self, on_the_way: &mut VecDeque<Said>) -> Option<Step> {
-        let source = self.source.as_ref();
-        let target = self.target.as_ref();
-        if source.is_some_and(|source| !source.todo.is_empty()) {
-            return Some(Step::SourceActs { locks: true });
-        }
-        if target.is_some_and(|target| !target.todo.is_empty()) {
-            return Some(Step::TargetActs { locks: true });
-        }
-        if let Some(result) = source.and_then(|source| source.result.clone()) {
-            return Some(Step::Source(result));
-        }
-        if let Some(result) = target.and_then(|target| target.result.clone()) {
-            return Some(Step::Target(result));
-        }
-        if !self.pipe.is_empty() {
-            return Some(Step::KeeperReads);
-        }
-        match on_the_way.pop_front() {
-            Some(Said::State) => return Some(Step::Target(TargetEvent::StateArrived)),
-            Some(Said::Order(Order::Ask)) => return Some(Step::AskKeeper(this_move(), Order::Ask)),
-            Some(Said::Order(order)) => return Some(Step::Target(TargetEvent::Order(this_move(), order))),
-            Some(Said::Answer(answer)) => return Some(Step::Source(SourceEvent::Answer(this_move(), answer))),
-            None => {}
-        }
-        match (self.source_state(), self.target_state()) {
-            (Some(SourceState::Copying), Some(TargetState::Ready)) => Some(Step::Source(SourceEvent::Converged)),
-            (Some(state), _) if !self.waits_for_a_person(state) && !state.is_end() => {
-                Some(Step::Source(SourceEvent::TimedOut))
-            }
-            (_, Some(state)) if !matches!(state, TargetState::Running | TargetState::Discarded) => {
-                Some(Step::Target(TargetEvent::TimedOut))
-            }
-            _ => None,
+            TargetAction::WriteRecord => self.arrived |= works,
+            TargetAction::ArmWait | TargetAction::Announce => {}
         }
     }
 }
