@@ -18,7 +18,7 @@ pub fn restore(registry: &Registry, args: RestoreArgs, verbose: u8, output: Outp
     // The directory that its sockets are to be in is made with it.
     let claim = registry.claim(&description.config.name)?;
     if !description.config.validate_arrival().list().is_empty() {
-        return Err(vmm::everything_wrong(&description.config, false).into());
+        return Err(vmm::everything_wrong(&description.config, false, vmm::Locks::Now).into());
     }
     let order = RestoreOrder { path: file, saved, description, again, load };
     let orders = Orders { source: Source::Restore(Box::new(order)), paused, stop_timeout };

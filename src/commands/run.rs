@@ -62,7 +62,7 @@ pub fn run(registry: &Registry, args: RunArgs, verbose: u8, output: Output) -> R
     // A start that comes to nothing anyway tries what it would have opened, unless a VM of that name has just that.
     let is_refused = !problems.list().is_empty() || !wrong.list().is_empty();
     if is_refused && !matches!(claim, Err(registry::Error::InUse { .. })) {
-        wrong = vmm::everything_wrong(&config, true);
+        wrong = vmm::everything_wrong(&config, true, vmm::Locks::Now);
     }
     problems.append(wrong);
     match &claim {

@@ -11,8 +11,8 @@ use sterna_devices::virtio::vsock::Vsock;
 
 /// Everything wrong with `config`: what shows without opening anything, and what opening the rest of it says. Of its kernel only
 /// if it `boots`.
-pub fn everything_wrong(config: &VmConfig, boots: bool) -> Problems {
-    config.validate_trying(boots, &mut |part| attempt(part, Locks::Now).err().map(|error| chain(&error)))
+pub fn everything_wrong(config: &VmConfig, boots: bool, locks: Locks) -> Problems {
+    config.validate_trying(boots, &mut |part| attempt(part, locks).err().map(|error| chain(&error)))
 }
 
 /// `first` with all else that is in the way of `config`. What it was opened with must be closed again.

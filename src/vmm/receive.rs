@@ -8,6 +8,7 @@ use super::incoming::{Arrival, Taker};
 use super::keeper_link::KeeperLink;
 use super::move_error::MoveError;
 use super::movement::Movement;
+use super::obstacles::everything_wrong;
 use super::outgoing;
 use super::vcpu::Outcome;
 use super::vm::Vm;
@@ -17,7 +18,7 @@ use crate::control::movement::{Kind, Limits, MoveStatus, RamStatus};
 use crate::events::EventBus;
 use crate::host_check::missing_capabilities;
 use crate::records::Records;
-use crate::registry::Registry;
+use crate::registry::{Registry, name_problem};
 use crate::units::format_size;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -164,8 +165,15 @@ pub fn answer_check(arrival: &Arrival, registry: &Registry) -> Result<(), MoveEr
     let config = &description.config;
     let mut problems = config.validate_arrival().list().to_vec();
     let (mut built, mut unknown) = (None, Vec::new());
-    if problems.is_empty() {
+    let is_sound = problems.is_empty();
+    if !is_sound {
+        // What is missing hides nothing else that is.
+        problems = everything_wrong(config, false, Locks::Later).list().to_vec();
+    }
+    if name_problem(&config.name).is_none() {
         problems.extend(registry.claim(&config.name).err().map(|error| chain(&error)));
+    }
+    if is_sound {
         match Host::open(config, Some(&description.cpu), Locks::Later) {
             Ok(host) => {
                 problems.extend(misfits(arrival, &host));

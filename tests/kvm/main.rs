@@ -16,6 +16,7 @@ mod memory;
 mod mid_move;
 mod moves;
 mod net;
+mod refusals;
 mod restore;
 mod save;
 mod serial;
@@ -46,8 +47,8 @@ fn main() {
         })
         .with_ignored_flag(kvm.is_err())
     };
-    let tests = [machine_tests(), refusal_tests(), move_tests()].concat();
-    libtest_mimic::run(&arguments, tests.into_iter().map(trial).collect()).exit();
+    let tests = [machine_tests(), refusal_tests(), move_tests(), fault_tests()].into_iter().flatten();
+    libtest_mimic::run(&arguments, tests.map(trial).collect()).exit();
 }
 
 /// Tests of a machine where it is, with their names.
@@ -172,6 +173,20 @@ fn move_tests() -> Vec<(&'static str, fn())> {
             a_move_is_cancelled_in_every_phase,
             a_silent_target_is_given_up,
             the_target_keeps_the_figures,
+        },
+    ]
+}
+
+/// Tests of what keeps a machine from going, and of what may go wrong on its way, with their names.
+fn fault_tests() -> Vec<(&'static str, fn())> {
+    trials![
+        refusals::{
+            a_target_with_too_little_memory_refuses,
+            a_processor_that_the_target_lacks_is_refused_by_name,
+            another_format_is_refused_by_name,
+            all_that_is_missing_at_the_target_is_named,
+            a_check_tells_how_far_the_clocks_are_apart,
+            a_file_of_a_processor_that_this_host_lacks_is_refused_by_name,
         },
         faults::{
             a_cut_before_go_changes_nothing,

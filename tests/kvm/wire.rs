@@ -1,8 +1,9 @@
-//! A wire between two hosts that a test holds at a word of the protocol, spoils, cuts and heals.
+//! A wire between two hosts that a test holds at a word of the protocol, spoils, alters, cuts and heals.
 //!
 //! It reads the frames that it carries, so a test says "hold Loaded" where others would sleep and hope.
 
 use crate::vm::LONG;
+use serde_json::Value;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -10,8 +11,8 @@ use std::thread;
 use std::time::Instant;
 use sterna_migration::handover::Order;
 use sterna_migration::wire::frame::{FrameKind, Header, read_contents, read_header};
-use sterna_migration::wire::message::{FINAL_STATE, decode};
-use sterna_migration::wire::{ToSource, ToTarget, preamble};
+use sterna_migration::wire::message::{FINAL_STATE, decode, send};
+use sterna_migration::wire::{Preamble, ToSource, ToTarget, preamble};
 
 /// What goes over the wire, in the order in which it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,7 @@ pub enum Word {
     Running,
     Ask,
     Answer,
+    Checked,
 }
 
 /// See the module. Everything it carries is cut when it is dropped.
@@ -44,6 +46,9 @@ struct Shared {
     changed: Condvar,
 }
 
+/// What a test makes of the JSON in a word.
+type Change = Box<dyn Fn(&mut Value) + Send>;
+
 #[derive(Default)]
 struct State {
     /// The first of these is held, with all that follows it on its connection.
@@ -51,6 +56,10 @@ struct State {
     held: bool,
     /// In the first of these a bit is turned.
     spoil: Option<Word>,
+    /// What the JSON in each of these becomes, as if its sender had said so.
+    alter: Option<(Word, Change)>,
+    /// The same for what opens a connection.
+    alter_preamble: Option<fn(&mut Preamble)>,
     /// No connection gets through.
     down: bool,
     /// Grows when the wire is cut.
@@ -81,6 +90,20 @@ impl Wire {
     /// In the next `word` a bit is to be turned, in the middle of what it says.
     pub fn spoil(&self, word: Word) {
         self.shared.lock().spoil = Some(word);
+    }
+
+    /// From now on `change` is made to the machine's description in each `Machine`, or to the report in each `Checked`; what was
+    /// changed so far no longer is.
+    pub fn alter(&self, word: Word, change: impl Fn(&mut Value) + Send + 'static) {
+        let change: Change = Box::new(change);
+        let mut state = self.shared.lock();
+        (state.alter, state.alter_preamble) = (Some((word, change)), None);
+    }
+
+    /// The same for the preamble of each connection.
+    pub fn alter_preamble(&self, change: fn(&mut Preamble)) {
+        let mut state = self.shared.lock();
+        (state.alter, state.alter_preamble) = (None, Some(change));
     }
 
     /// Waits until the word is held.
@@ -167,7 +190,14 @@ impl Shared {
 
     fn forward(&self, from: &mut TcpStream, to: &mut TcpStream, towards_target: bool, cuts: u32) -> io::Result<()> {
         if towards_target {
-            io::copy(&mut from.take(preamble::BYTES as u64), to)?;
+            let mut bytes = [0; preamble::BYTES];
+            from.read_exact(&mut bytes)?;
+            if let Some(change) = self.lock().alter_preamble {
+                let mut opening = Preamble::decode(&bytes).unwrap();
+                change(&mut opening);
+                bytes = opening.encode();
+            }
+            to.write_all(&bytes)?;
         }
         loop {
             let header = read_header(from).map_err(|_| io::Error::from(io::ErrorKind::UnexpectedEof))?;
@@ -180,7 +210,8 @@ impl Shared {
                 let middle = bytes.len() / 2;
                 bytes[middle] ^= 0x10;
             }
-            to.write_all(&[&header.encode(), &bytes[..]].concat())?;
+            let altered = word.and_then(|word| self.altered(word, header, &bytes));
+            to.write_all(&altered.unwrap_or_else(|| [&header.encode(), &bytes[..]].concat()))?;
             copy(from, to, raw_bytes)?;
         }
     }
@@ -199,6 +230,30 @@ impl Shared {
         }
         Ok(state.spoil.take_if(|wanted| *wanted == word).is_some())
     }
+
+    /// The frame of `word` as it is to be, where it is to be another.
+    fn altered(&self, word: Word, header: Header, bytes: &[u8]) -> Option<Vec<u8>> {
+        let state = self.lock();
+        let (_, change) = state.alter.as_ref().filter(|(wanted, _)| *wanted == word)?;
+        let frame = read_contents(&mut &bytes[..], header).unwrap();
+        let mut altered = Vec::new();
+        if word == Word::Machine {
+            let ToTarget::Machine(mut machine) = decode(&frame).unwrap() else { return None };
+            machine.description = changed(&machine.description, change);
+            send(&mut altered, &ToTarget::Machine(machine)).unwrap();
+        } else {
+            let ToSource::Checked(report) = decode(&frame).unwrap() else { return None };
+            send(&mut altered, &ToSource::Checked(changed(&report, change))).unwrap();
+        }
+        Some(altered)
+    }
+}
+
+/// `json` after `change`.
+fn changed(json: &[u8], change: &Change) -> Vec<u8> {
+    let mut value = serde_json::from_slice(json).unwrap();
+    change(&mut value);
+    serde_json::to_vec(&value).unwrap()
 }
 
 fn copy(from: &mut TcpStream, to: &mut TcpStream, bytes: u64) -> io::Result<()> {
@@ -228,6 +283,7 @@ fn read_word(header: Header, bytes: &[u8], towards_target: bool) -> (Option<Word
             Ok(ToSource::Rehearsed { .. }) => Word::Rehearsed,
             Ok(ToSource::Loaded(_)) => Word::Loaded,
             Ok(ToSource::Running(_)) => Word::Running,
+            Ok(ToSource::Checked(_)) => Word::Checked,
             Ok(_) => Word::Answer,
             _ => return (None, 0),
         },

@@ -220,7 +220,7 @@ impl Taker<'_> {
 
     fn say(&self, answer: Answer) {
         let message = match answer {
-            Answer::Ready => ToSource::Ready(Ready { build_ns: 1, warnings: vec![] }),
+            Answer::Ready => ToSource::Ready(Ready { build_ns: 1, warnings: vec![], unknown_msrs: vec![] }),
             Answer::Loaded => ToSource::Loaded(Loaded { restore_ns: 1, ram_hash: None }),
             Answer::Running => ToSource::Running(Started { locks_ns: 1, start_ns: 1, answered_ns: 1 }),
             Answer::Fail(reason) => return drop(write_failure(&mut &self.main, &reason)),
