@@ -25,7 +25,7 @@ const DOUBT_PATIENCE: Duration = Duration::from_secs(15);
 const END_PATIENCE: Duration = Duration::from_secs(30);
 /// How long it is waited for the news that a guest ended whose move broke off: it may have broken off for that.
 const END_GRACE: Duration = Duration::from_secs(1);
-/// Lines are not written more often, but for a new phase.
+/// Lines are not written more often, but for a new phase and the first word on the standstill.
 const LINE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Begins a move of `name` with `request` and follows it to its end. Ctrl-C calls it off.
@@ -282,7 +282,7 @@ pub fn line(status: &MoveStatus) -> String {
 /// Where progress goes.
 enum Display {
     Bar(ProgressBar),
-    Lines { phase: Option<Phase>, at: Instant },
+    Lines { phase: Option<Phase>, at: Instant, is_foretold: bool },
     Json,
 }
 
@@ -292,7 +292,7 @@ impl Display {
             return Self::Json;
         }
         if !std::io::stderr().is_terminal() {
-            return Self::Lines { phase: None, at: Instant::now() };
+            return Self::Lines { phase: None, at: Instant::now(), is_foretold: false };
         }
         let bar = ProgressBar::with_draw_target(Some(100), ProgressDrawTarget::stderr());
         if let Ok(style) = ProgressStyle::with_template("{bar:30} {percent:>3}%  {wide_msg}") {
@@ -307,9 +307,12 @@ impl Display {
                 bar.set_position(status.percent.into());
                 bar.set_message(line(status));
             }
-            Self::Lines { phase, at } => {
-                if *phase != Some(status.phase) || at.elapsed() >= LINE_INTERVAL {
+            Self::Lines { phase, at, is_foretold } => {
+                // A standstill is foretold before it begins, however soon that is.
+                let foretells = status.expected_downtime.is_some() && !*is_foretold;
+                if foretells || *phase != Some(status.phase) || at.elapsed() >= LINE_INTERVAL {
                     (*phase, *at) = (Some(status.phase), Instant::now());
+                    *is_foretold |= foretells;
                     eprintln!("{}", line(status));
                 }
             }

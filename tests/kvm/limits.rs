@@ -3,6 +3,7 @@
 use crate::host_pair::{ANY_PORT, NAME, Pair, Receiver, assert_says, await_equal, tick, verify};
 use crate::vm::{Host, Vm};
 use crate::wire::{Wire, Word};
+use serde_json::Value;
 use std::fs;
 
 const MIB: u64 = 1 << 20;
@@ -227,4 +228,34 @@ pub fn the_target_keeps_the_figures() {
     }
     assert_eq!(here["incoming"], true);
     assert_says(&pair.b().ok(&["migration", "status", NAME]), &["vm came here from", "downtime ", "hand-over "]);
+}
+
+/// A quick move foretells its standstill while the guest runs, goes through its phases in their order, and sets what it foretold beside
+/// what was measured: for programs, and in lines for people.
+pub fn a_quick_move_foretells_its_standstill() {
+    let pair = Pair::new();
+    pair.a().boot("touch=64 dirty=8 rate=50 tick=20", &["--memory", "128M"]);
+    tick(&mut pair.a().console(NAME));
+    let text = pair.a().ok(&["migrate", NAME, pair.to_b(), "--mode", "quick", "--json"]);
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut phases: Vec<_> = lines.iter().map(|line| line["phase"].as_str().unwrap()).collect();
+    phases.dedup();
+    assert_eq!(phases, ["preparing", "saving", "transferring", "restoring", "done"], "{text}");
+    assert!(lines.is_sorted_by_key(|line| line["percent"].as_u64().unwrap()), "{text}");
+    let foretold = lines.iter().find(|line| line["expected-downtime"].is_u64()).unwrap();
+    assert_eq!(foretold["phase"], "preparing", "foretold when the guest stood still already:\n{text}");
+    let last = lines.last().unwrap();
+    assert_eq!((&last["percent"], &last["expected-downtime"]), (&100.into(), &foretold["expected-downtime"]), "{text}");
+    assert!(last["downtime"].is_u64(), "{text}");
+
+    let output = pair.b().sterna(&["migrate", NAME, &pair.receivers[0].address, "--mode", "quick"]);
+    let (told, progress) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    let before = progress.split("saving").next().unwrap();
+    assert!(
+        before.lines().any(|line| line.starts_with("preparing ") && line.ends_with(" standstill expected")),
+        "{progress}"
+    );
+    let compared = told.lines().find(|line| line.starts_with("  downtime ")).unwrap_or_else(|| panic!("{told}"));
+    assert!(compared.contains(" ms (") && compared.ends_with(" expected)"), "{told}");
+    verify(&mut pair.a().console(NAME), 64 * PAGES);
 }

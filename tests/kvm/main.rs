@@ -173,6 +173,7 @@ fn move_tests() -> Vec<(&'static str, fn())> {
             a_move_is_cancelled_in_every_phase,
             a_silent_target_is_given_up,
             the_target_keeps_the_figures,
+            a_quick_move_foretells_its_standstill,
         },
     ]
 }
