@@ -115,7 +115,11 @@ pub fn run(restoring: Restoring, options: RunOptions, sender: &Sender<Outcome>) 
     }
     let new = build::build(&vm.config, &vm.host, &vm.events)?;
     new.expect(&order.description.cpu, &vm.host, &vm.config)?;
-    // The mark takes a disk as long as the rest takes here, and is there before the guest runs.
+    if !maps(&order) {
+        load_ram(&order, &vm)?;
+    }
+    // The mark takes a disk as long as the rest takes here, and is there before the guest runs. Not before its memory is: to read that
+    // may take long, and whoever is killed meanwhile has run nothing.
     let (filled, marked) = beside(|| mark(&claim), || fill(&order, new, &vm, sender))?;
     let (machine, run) = filled.inspect_err(|_| {
         if marked.is_ok()
@@ -161,16 +165,13 @@ fn mark(claim: &Claim) -> Result<(), file::Error> {
     claim.mark(&format!("on {} at {}", super::description::host_name(), rfc3339(SystemTime::now())))
 }
 
-/// Gives the machine its memory and its state.
+/// Gives the machine its state.
 fn fill(
     order: &RestoreOrder,
     new: build::NewMachine,
     vm: &Arc<Vm>,
     sender: &Sender<Outcome>,
 ) -> Result<(super::machine::Machine, RunSection), Error> {
-    if !maps(order) {
-        load_ram(order, vm)?;
-    }
     let mut sections = order.saved.sections().clone();
     let restored = |source| Error::State { path: order.path.clone(), source };
     let run = RunSection::take(&mut sections).map_err(restored)?;

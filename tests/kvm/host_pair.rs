@@ -35,6 +35,15 @@ pub fn assert_says(said: &str, parts: &[&str]) {
     }
 }
 
+/// Ends a process without a word, and waits until all that it held is free.
+pub fn kill(pid: Pid) {
+    let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    let limit = Timespec { tv_sec: LONG.as_secs().try_into().unwrap(), tv_nsec: 0 };
+    let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).unwrap();
+    assert_eq!(ended, 1, "process {pid} did not end within {LONG:?}");
+}
+
 impl Host {
     /// Starts a detached VM with the test guest, whose serial port is at its own place.
     pub fn boot(&self, cmdline: &str, more: &[&str]) {
@@ -80,12 +89,7 @@ impl Host {
 
     /// Ends the process of the VM `name` without a word, and waits until all that it held is free.
     pub fn kill(&self, name: &str) {
-        let pid = self.pid(name);
-        let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
-        kill_process(pid, Signal::KILL).unwrap();
-        let limit = Timespec { tv_sec: LONG.as_secs().try_into().unwrap(), tv_nsec: 0 };
-        let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).unwrap();
-        assert_eq!(ended, 1, "{name} did not end within {LONG:?}");
+        kill(self.pid(name));
     }
 
     /// How the move of the VM stands.

@@ -19,6 +19,7 @@ mod net;
 mod refusals;
 mod restore;
 mod save;
+mod save_faults;
 mod serial;
 mod vm;
 mod wire;
@@ -206,6 +207,13 @@ fn fault_tests() -> Vec<(&'static str, fn())> {
             a_source_killed_from_go_on_leaves_one_guest,
             force_ends_a_copy_in_doubt,
             a_receiver_outlives_its_peers,
+        },
+        save_faults::{
+            a_save_that_is_killed_leaves_no_file_under_its_name,
+            a_restore_that_is_killed_leaves_the_file_to_the_next,
+            a_read_only_volume_leaves_the_guest_running,
+            a_write_that_fails_in_mid_save_leaves_the_guest_running,
+            a_volume_that_vanishes_in_mid_save_leaves_the_guest_running,
         },
         mid_move::{
             a_guest_that_ends_in_mid_move_ends_here,

@@ -59,13 +59,25 @@ impl Partial {
         if let Err(error) = sys::unlock(&self.file) {
             log::debug!("{} stays locked until it is closed: {error}", self.path.display());
         }
-        match fs::fsync(&self.folder) {
+        let written = match fs::fsync(&self.folder) {
             // A file system that writes no folder by itself.
             Ok(()) | Err(Errno::INVAL) => Ok(()),
-            Err(errno) => {
-                let _ = fs::unlinkat(&self.folder, &self.name, AtFlags::empty());
-                Err(Error::io("writing the folder to the disk")(errno.into()))
-            }
+            Err(errno) => Err(Error::io("writing the folder to the disk")(errno.into())),
+        };
+        written.and_then(|()| self.find()).inspect_err(|_| {
+            let _ = fs::unlinkat(&self.folder, &self.name, AtFlags::empty());
+        })
+    }
+
+    /// Sees that others find the file: its volume may have been unmounted, or its folder moved, since it was made.
+    fn find(&self) -> Result<(), Error> {
+        let attempt = "finding the file under its name";
+        let (here, there) = fs::fstat(&self.file)
+            .and_then(|here| Ok((here, fs::statat(fs::CWD, &self.path, AtFlags::SYMLINK_NOFOLLOW)?)))
+            .map_err(|errno| Error::io(attempt)(errno.into()))?;
+        match (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) {
+            true => Ok(()),
+            false => Err(Error::io(attempt)(io::ErrorKind::NotFound.into())),
         }
     }
 
