@@ -159,6 +159,8 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::OpenKvm { .. } | Self::NotKvm => exit::UNREACHABLE,
+            // The host has been asked for more than it is.
+            Self::Cpuid { source: sterna_arch::CpuidError::Level { .. } } => exit::REFUSED,
             Self::Kvm { .. }
             | Self::VmState { .. }
             | Self::Cpuid { .. }

@@ -142,6 +142,7 @@ fn move_tests() -> Vec<(&'static str, fn())> {
             a_file_tells_what_is_in_it,
             a_file_is_restored_once,
             a_paused_guest_stays_paused,
+            a_level_of_processors_stays_what_it_is,
             an_existing_file_is_kept,
             a_full_file_system_leaves_the_guest_running,
             a_disk_behind_the_cache_is_refused,
@@ -161,6 +162,7 @@ fn move_tests() -> Vec<(&'static str, fn())> {
             serial_ports_go_along,
             a_vsock_goes_along,
             a_network_goes_along_and_is_announced,
+            four_gib_go_quick,
             a_receiver_may_take_one_machine,
         },
         limits::{

@@ -48,6 +48,18 @@ pub fn memory_and_clock_go_along() {
     }
 }
 
+/// 4 GiB go quick, and every page of them is there.
+pub fn four_gib_go_quick() {
+    const TOUCHED_MIB: u64 = 4096;
+    let pair = Pair::new();
+    let cmdline = format!("cpus=2 touch={TOUCHED_MIB} dirty=16 rate=50 pattern=rand tick=20");
+    pair.a().boot(&cmdline, &["--cpus", "2", "--memory", "5G"]);
+    tick(&mut pair.a().console(NAME));
+    let status = pair.go(&["--mode", "quick"]);
+    assert!(status["ram"]["transferred"].as_u64().unwrap() >= TOUCHED_MIB << 20, "{status}");
+    verify(&mut pair.b().console(NAME), TOUCHED_MIB * PAGES);
+}
+
 /// While the guest writes 0, 10 and 100 MiB over and over, over 1, 2, 4 and 8 connections.
 pub fn a_guest_that_writes_loses_no_write() {
     for (dirty, connections, mode) in [

@@ -23,12 +23,13 @@ fn saved(cmdline: &str, more: &[&str], options: &[&str]) -> (Host, String) {
     (host, file)
 }
 
-/// Every page is there again, with 1, 2 and 8 vCPUs, 16 MiB to 4 GiB of them, however they come back.
+/// Every page is there again, with 1, 2, 8 and 12 vCPUs that write, 16 MiB to 4 GiB of them, however they come back.
 pub fn a_saved_guest_goes_on_where_it_was() {
     for (cpus, touch, memory, save, load) in [
         ("1", 16, "64M", &[][..], "map"),
         ("2", 64, "256M", &[], "whole"),
         ("8", 64, "256M", &[], "background"),
+        ("12", 48, "256M", &[], "map"),
         ("2", 64, "256M", &["--compress"], "map"),
         ("1", 16, "64M", &["--compress"], "background"),
         ("2", 4096, "5G", &[], "map"),
@@ -95,6 +96,41 @@ pub fn a_paused_guest_stays_paused() {
     assert_eq!(host.state(NAME).as_deref(), Some("paused"));
     host.ok(&["resume", NAME]);
     verify(&mut host.console(NAME), 16 * PAGES);
+}
+
+/// A guest that was given a level of processors instead of the host's has it wherever it goes on. A host that cannot be one says
+/// what it lacks.
+pub fn a_level_of_processors_stays_what_it_is() {
+    for level in ["x86-64-v2", "x86-64-v3"] {
+        let probe = Host::new().sterna(&[
+            "run",
+            "--name",
+            NAME,
+            "--kernel",
+            sterna_guest::GUEST_ELF,
+            "--cmdline",
+            "off",
+            "--cpu",
+            level,
+        ]);
+        if !probe.status.success() {
+            let said = String::from_utf8(probe.stderr).unwrap();
+            assert_eq!(probe.status.code(), Some(REFUSED), "{said}");
+            assert_says(
+                &said,
+                &[&format!("this host cannot be {level}: it lacks "), "(CPUID ", "guest: none was started"],
+            );
+            eprintln!("{level} goes nowhere here: {said}");
+            continue;
+        }
+        let (host, file) = saved("cpus=2 touch=16 dirty=8 rate=50 tick=20", &["--cpus", "2", "--cpu", level], &[]);
+        assert_eq!(host.json(&["inspect", &file])["machine"]["config"]["cpu"], level);
+        host.ok(&["restore", &file]);
+        assert_eq!(host.json(&["show", NAME])["config"]["cpu"], level);
+        let mut console = host.console(NAME);
+        tick(&mut console);
+        verify(&mut console, 16 * PAGES);
+    }
 }
 
 /// An existing file is kept, and the guest runs on, unless it may be replaced.
