@@ -189,6 +189,7 @@ fn fault_tests() -> Vec<(&'static str, fn())> {
             a_processor_that_the_target_lacks_is_refused_by_name,
             another_format_is_refused_by_name,
             all_that_is_missing_at_the_target_is_named,
+            an_msr_that_the_target_lacks_is_told_if_the_guest_uses_it,
             a_check_tells_how_far_the_clocks_are_apart,
             a_file_of_a_processor_that_this_host_lacks_is_refused_by_name,
         },

@@ -141,11 +141,33 @@ pub fn all_that_is_missing_at_the_target_is_named() {
     let problems: Vec<_> = told["problems"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
     assert_eq!(problems.len(), 3, "{problems:#?}");
     assert_says(problems[0], &["disk0: ", &missing, "No such file or directory"]);
-    assert_says(problems[1], &["the name 'taken' is in use by process "]);
-    assert_says(problems[2], &["net0: ", "tap interface none0 does not exist; to make it: ip tuntap add"]);
+    assert_says(problems[1], &["net0: ", "tap interface none0 does not exist; to make it: ip tuntap add"]);
+    assert_says(problems[2], &["the name 'taken' is in use by process "]);
     taken.power_off();
     assert_refused(&pair, &words[2..], &["disk0: ", &missing, "No such file or directory"]);
     assert_eq!(interfaces(), before);
+}
+
+/// MSRs that the target's KVM does not have: told of those alone that the guest uses, and the guest goes on.
+pub fn an_msr_that_the_target_lacks_is_told_if_the_guest_uses_it() {
+    const PAT: u32 = 0x277; // its value after a reset is not 0
+    const CSTAR: u32 = 0xc000_0083;
+    let (pair, wire) = pair_with_guest([Host::new(), Host::new()], 16);
+    let check = ["migrate", NAME, &wire.address, "--check"];
+    wire.alter(Word::Checked, |report| report["unknown_msrs"] = json!([CSTAR, 0xbad]));
+    assert_eq!(pair.a().json(&check)["problems"], json!([]));
+    wire.alter(Word::Checked, |report| report["unknown_msrs"] = json!([CSTAR, PAT]));
+    let told = pair.a().sterna(&check);
+    let said = String::from_utf8([told.stdout, told.stderr].concat()).unwrap();
+    assert_eq!(told.status.code(), Some(REFUSED), "{said}");
+    assert_says(&said, &["vcpu0 has 0x", " in MSR 0x277, which the target's KVM does not have", "it was not touched"]);
+    assert!(!said.contains("c0000083"), "{said}");
+    // What the target itself lacks, it says: a made-up one, which is in no guest.
+    wire.alter(Word::Machine, |description| description["state_msrs"] = json!([CSTAR, 0xbad]));
+    assert_eq!(pair.a().json(&check)["problems"], json!([]));
+    tick(&mut pair.a().console(NAME));
+    pair.a().ok(&["migrate", NAME, &wire.address]);
+    tick(&mut pair.b().console(NAME));
 }
 
 /// A trial tells how far the clocks are apart, and that is all that it does: no event comes of it, and no file on either side.
