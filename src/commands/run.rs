@@ -140,7 +140,8 @@ fn check_record(records: &Records, config: &VmConfig) -> Result<(), Error> {
     let mut shared = written.filter(|path| record.disks.iter().any(|recorded| same_disk(path, Path::new(recorded))));
     let unlocked = |path: &Path| std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
     let stands_against = match record.phase {
-        Phase::OnItsWay => shared.next().is_some(),
+        // Without disks of its own nothing tells it from another machine of that name.
+        Phase::OnItsWay => record.disks.is_empty() || shared.next().is_some(),
         Phase::Moved => shared.any(unlocked),
         Phase::Arrived => false,
     };
@@ -264,10 +265,13 @@ mod tests {
     }
 
     fn machine(disk: &Path) -> VmConfig {
-        let disk = format!("path={}", disk.display());
+        machine_with(&[format!("path={}", disk.display())])
+    }
+
+    fn machine_with(disks: &[String]) -> VmConfig {
         let draft = Draft { name: Some("web".into()), ..Draft::default() };
         let mut problems = Problems::default();
-        draft.with_devices(&[disk], &[], None, &mut problems).build(SerialConfig::Null, &mut problems)
+        draft.with_devices(disks, &[], None, &mut problems).build(SerialConfig::Null, &mut problems)
     }
 
     #[test]
@@ -284,6 +288,19 @@ mod tests {
         // A file carries locks, which say more than the record does.
         recorded(&records, &disk, Phase::Moved);
         assert!(check_record(&records, &machine(&disk)).is_ok());
+    }
+
+    #[test]
+    fn a_record_of_a_machine_without_disks_stands_against_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (records, without) = (Records::at(dir.path().to_owned()), machine_with(&["path=/rom,readonly=on".into()]));
+        let recorded = |phase| {
+            let this_move = Move { id: uuid::Uuid::from_u128(1), epoch: 2 };
+            records.write(&crate::records::record(this_move, &without, "tcp:b:7300", phase)).unwrap();
+            check_record(&records, &without)
+        };
+        assert!(matches!(recorded(Phase::OnItsWay), Err(Error::Recorded { .. })));
+        assert!(recorded(Phase::Moved).is_ok());
     }
 
     #[test]
