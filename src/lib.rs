@@ -1,5 +1,6 @@
 //! Sterna: a minimal KVM hypervisor with migration built in. `src/main.rs` is the program; this is what it is made of.
 
+pub mod allocator;
 pub mod cli;
 pub mod clock;
 pub mod commands;

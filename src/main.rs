@@ -4,9 +4,10 @@ use clap::Parser;
 use log::LevelFilter;
 use std::process::ExitCode;
 use sterna::cli::Cli;
-use sterna::{commands, exit, log as logger};
+use sterna::{allocator, commands, exit, log as logger};
 
 fn main() -> ExitCode {
+    allocator::share_one_heap();
     let cli = Cli::parse();
     logger::start(LevelFilter::Warn, cli.verbose);
     match commands::run(cli) {

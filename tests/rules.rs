@@ -32,6 +32,7 @@ const UNSAFE_FILES: &[&str] = &[
     "migration/src/file/uffd.rs",
     "migration/src/present.rs",
     "migration/src/ram.rs",
+    "src/allocator.rs",
     "src/commands/fork.rs",
     "src/console/last_words.rs",
     "src/host_check/sys.rs",

@@ -23,6 +23,7 @@ fn main() {
     let mut samples: [Vec<Sample>; 2] = Default::default();
     println!("{blocks} blocks, {MEMORY_MIB} MiB, 1 vCPU, guest {}", sterna_guest::GUEST_ELF);
     let directory = tempfile::TempDir::with_prefix("sterna-bench-").unwrap();
+    monitor::install(directory.path());
     for block in 0..blocks {
         // Whoever goes first changes with each block.
         for turn in 0..kinds.len() {
@@ -30,10 +31,11 @@ fn main() {
             samples[which].push(monitor::measure(kinds[which], MEMORY_MIB, directory.path()));
         }
     }
-    report(&kinds, &samples);
+    let versions = kinds.map(|kind| monitor::version(kind, directory.path()));
+    report(&versions, &samples);
 }
 
-fn report(kinds: &[Kind; 2], samples: &[Vec<Sample>; 2]) {
+fn report(versions: &[String; 2], samples: &[Vec<Sample>; 2]) {
     type Figure = fn(&Sample) -> f64;
     let figures: [(&str, &str, Figure); 3] = [
         ("exec to first instruction", "ms", |sample| sample.first_instruction_ms),
@@ -53,7 +55,6 @@ fn report(kinds: &[Kind; 2], samples: &[Vec<Sample>; 2]) {
     }
     let linux_blocks = samples[0].len().div_ceil(BLOCKS_A_LINUX_BLOCK);
     results.push(linux::run(linux_blocks).unwrap());
-    let versions: Vec<String> = kinds.iter().map(|kind| monitor::version(*kind)).collect();
     let document =
         json!({ "blocks": samples[0].len(), "memory_mib": MEMORY_MIB, "monitors": versions, "results": results });
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/build/bench-boot.json");
