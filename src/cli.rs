@@ -25,7 +25,7 @@ Exit codes:
 /// The whole command line.
 #[derive(Debug, Parser)]
 #[command(name = "sterna", version, about = ABOUT, after_help = ENVIRONMENT, disable_help_subcommand = true)]
-pub struct Cli {
+pub struct Cli<C: Subcommand = Command> {
     /// Results as JSON on standard output
     #[arg(long, global = true)]
     pub json: bool,
@@ -34,18 +34,32 @@ pub struct Cli {
     pub verbose: u8,
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub command: C,
+}
+
+/// `run` by itself.
+#[derive(Debug, Subcommand)]
+enum OnlyRun {
+    Run(Box<RunArgs>),
+}
+
+impl Cli {
+    /// The command line of this process. Exits where it is wrong, or asks for help.
+    ///
+    /// A start is to be quick, and to describe the arguments of all commands takes a thirtieth of it: `run` is parsed without the others.
+    pub fn of_this_process() -> Self {
+        if std::env::args_os().nth(1).is_none_or(|first| first != "run") {
+            return Self::parse();
+        }
+        let Cli { json, verbose, command: OnlyRun::Run(args) } = Cli::<OnlyRun>::parse();
+        Self { json, verbose, command: Command::Run(args) }
+    }
 }
 
 /// What there is to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// A new guest boots; the command stays with it until it ends
-    ///
-    /// SIGTERM or SIGINT presses the guest's power button; a second one ends it without asking. Exits with 0 when the
-    /// guest has powered off or was killed, with 8 when it has panicked or could not go on.
-    #[command(after_help = "Example:\n  sterna run --name web --kernel /boot/vmlinuz --initrd initrd.img \\\n    \
-        --disk path=web.img --net tap=tap0,create=on --memory 1G --cpus 2")]
+    #[expect(missing_docs, reason = "what is said of its arguments is its help")]
     Run(Box<RunArgs>),
     /// Guests are not touched: a table of the VMs here
     #[command(after_help = "Example:\n  sterna list --json")]
@@ -138,8 +152,13 @@ pub struct Named {
     pub name: String,
 }
 
-/// Options of `run`.
+/// A new guest boots; the command stays with it until it ends
+///
+/// SIGTERM or SIGINT presses the guest's power button; a second one ends it without asking. Exits with 0 when the
+/// guest has powered off or was killed, with 8 when it has panicked or could not go on.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  sterna run --name web --kernel /boot/vmlinuz --initrd initrd.img \\\n    \
+    --disk path=web.img --net tap=tap0,create=on --memory 1G --cpus 2")]
 pub struct RunArgs {
     /// TOML file with the same names as these options (`disk` and `net` as [[disk]] and [[net]]); what is given here
     /// wins over it
@@ -419,12 +438,21 @@ mod tests {
 
     #[test]
     fn the_command_line_is_well_formed_and_every_command_has_an_example() {
-        let command = Cli::command();
+        let command = Cli::<Command>::command();
         command.clone().debug_assert();
         for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set() && !sub.has_subcommands()) {
             let example = sub.get_after_help().map(|help| help.to_string()).unwrap_or_default();
             assert!(example.contains(&format!("sterna {}", sub.get_name())), "{} has no example", sub.get_name());
         }
+    }
+
+    #[test]
+    fn run_by_itself_is_what_run_is_among_the_others() {
+        let help = |mut command: clap::Command| {
+            command.build();
+            command.find_subcommand_mut("run").unwrap().render_long_help().to_string()
+        };
+        assert_eq!(help(Cli::<OnlyRun>::command()), help(Cli::<Command>::command()));
     }
 
     #[test]

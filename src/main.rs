@@ -1,6 +1,5 @@
 //! The `sterna` program: reads the command line, carries out the command, reports its failure once.
 
-use clap::Parser;
 use log::LevelFilter;
 use std::process::ExitCode;
 use sterna::cli::Cli;
@@ -8,7 +7,7 @@ use sterna::{allocator, commands, exit, log as logger};
 
 fn main() -> ExitCode {
     allocator::share_one_heap();
-    let cli = Cli::parse();
+    let cli = Cli::of_this_process();
     logger::start(LevelFilter::Warn, cli.verbose);
     match commands::run(cli) {
         Ok(()) => ExitCode::from(exit::DONE),
