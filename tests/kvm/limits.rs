@@ -161,14 +161,14 @@ pub fn a_guest_that_does_not_converge_is_left_where_it_is() {
     let mut console = pair.a().console(NAME);
     tick(&mut console);
     verify(&mut console, 4 * PAGES);
-    pair.go(&["--on-timeout", "pause", "--timeout", "1s", "--max-downtime", "1ms", "--max-bandwidth", "2M/s"]);
+    pair.go(&["--on-timeout", "pause", "--timeout", "4s", "--max-downtime", "1ms", "--max-bandwidth", "2M/s"]);
     verify(&mut pair.b().console(NAME), 4 * PAGES);
 }
 
 /// `pause` stops the guest when time is over, also in the middle of a pass that would take minutes.
 pub fn a_timeout_that_pauses_does_not_wait_for_a_slow_pass() {
     let pair = busy();
-    pair.go(&["--on-timeout", "pause", "--timeout", "1s", "--max-bandwidth", "512K/s"]);
+    pair.go(&["--on-timeout", "pause", "--timeout", "4s", "--max-bandwidth", "512K/s"]);
     verify(&mut pair.b().console(NAME), 48 * PAGES);
 }
 

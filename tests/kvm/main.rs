@@ -48,8 +48,17 @@ fn main() {
         })
         .with_ignored_flag(kvm.is_err())
     };
-    let tests = [machine_tests(), refusal_tests(), move_tests(), fault_tests()].into_iter().flatten();
+    // What takes longest begins first.
+    let tests = [big_tests(), fault_tests(), move_tests(), refusal_tests(), machine_tests()].into_iter().flatten();
     libtest_mimic::run(&arguments, tests.map(trial).collect()).exit();
+}
+
+/// Tests that keep a processor busy for long, beside which others wait.
+fn big_tests() -> Vec<(&'static str, fn())> {
+    trials![
+        save::{ four_gib_go_through_a_file },
+        moves::{ four_gib_go_quick },
+    ]
 }
 
 /// Tests of a machine where it is, with their names.
@@ -162,7 +171,6 @@ fn move_tests() -> Vec<(&'static str, fn())> {
             serial_ports_go_along,
             a_vsock_goes_along,
             a_network_goes_along_and_is_announced,
-            four_gib_go_quick,
             a_receiver_may_take_one_machine,
         },
         limits::{

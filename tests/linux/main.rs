@@ -26,6 +26,7 @@ fn main() {
         shapes::{
             the_host_image_passes_its_own_check,
             vmlinux_boots_with_one_vcpu,
+            vmlinux_boots_by_the_64_bit_protocol,
             four_vcpus_come_up,
             five_gib_reach_above_the_hole,
             a_kernel_panic_ends_the_vm,

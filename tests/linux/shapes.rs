@@ -4,6 +4,11 @@ use crate::world::{LIMIT, Result, boot, ensure, power_off, pulse, start, world};
 use std::time::Duration;
 use sterna_testbed::{Control, Files, Host, Node};
 
+/// What a kernel says of who loaded it: the kernel's own PVH entry, or a loader without a number of its own (boot protocol,
+/// type_of_loader).
+const BY_PVH: &str = "176";
+const BY_64_BIT: &str = "255";
+
 /// The host image has all that a Sterna host needs, by its own check, and stock kernels are proven to run on it.
 pub fn the_host_image_passes_its_own_check() -> Result {
     let mut world = world()?;
@@ -18,9 +23,28 @@ pub fn vmlinux_boots_with_one_vcpu() -> Result {
     let mut world = world()?;
     let host = world.host(Node::A)?;
     let mut guest = boot(&host, "elf", "--kernel /tools/guest/vmlinux --cpus 1 --memory 256M", "")?;
-    let seen = guest.check("nproc", LIMIT)?;
-    ensure!(seen == "1", "{seen} processors");
+    let seen = guest.check("nproc; cat /proc/sys/kernel/bootloader_type", LIMIT)?;
+    ensure!(seen == format!("1\n{BY_PVH}"), "processors and loader: {seen}");
     power_off(pulse(&host, "elf", guest)?)
+}
+
+/// The same file without its PVH note: by the 64-bit protocol, at its own entry point.
+pub fn vmlinux_boots_by_the_64_bit_protocol() -> Result {
+    let mut world = world()?;
+    let host = world.host(Node::A)?;
+    let vmlinux = std::fs::read(Files::new().kernel_elf()?)?;
+    // An ELF note: size of its name, of its contents, and its type, 18 for a PVH entry; then the name (Xen elfnote.h).
+    let is_note = |bytes: &[u8]| bytes.starts_with(&[4, 0, 0, 0]) && bytes.ends_with(b"\x12\0\0\0Xen\0");
+    let note = vmlinux.windows(16).step_by(4).position(is_note).ok_or("vmlinux has no PVH note")?;
+    let kind = note * 4 + 8;
+    host.check(&format!(
+        "cp /tools/guest/vmlinux /data/elf64 && printf '\\377' | dd of=/data/elf64 bs=1 seek={kind} conv=notrunc 2>/dev/null"
+    ))?;
+    let mut guest = boot(&host, "elf64", "--kernel /data/elf64 --cpus 1 --memory 256M", "")?;
+    let loader = guest.check("cat /proc/sys/kernel/bootloader_type", LIMIT)?;
+    ensure!(loader == BY_64_BIT, "loader: {loader}");
+    power_off(guest)?;
+    Ok(host.check("rm /data/elf64").map(drop)?)
 }
 
 /// bzImage with four vCPUs, all of which do work, before a pulse and after it.
