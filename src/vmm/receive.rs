@@ -26,6 +26,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 use sterna_devices::virtio::blk::Image;
 use sterna_migration::handover::{Move, TargetState};
+use sterna_migration::wire::message::Ready;
 
 /// Clocks of two hosts may differ by so much without a word.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(500);
@@ -41,8 +42,8 @@ pub fn run(
     sender: &Sender<Outcome>,
 ) -> Result<Result<Arc<Vm>, Ended>, Error> {
     match prepare(&arrival, options, sender) {
-        Ok(Prepared { vm, parked, movement, said }) => {
-            let taker = Taker::new(&vm, &movement, keeper, arrival, parked, said);
+        Ok(Prepared { vm, parked, movement, ready }) => {
+            let taker = Taker::new(&vm, &movement, keeper, arrival, parked, ready);
             Ok(match taker.run() {
                 Ok(()) => Ok(vm),
                 Err(error) => {
@@ -62,16 +63,7 @@ struct Prepared {
     vm: Arc<Vm>,
     parked: build::Parked,
     movement: Arc<Movement>,
-    said: Said,
-}
-
-/// What the source is told of a machine that is built.
-#[derive(Clone)]
-pub struct Said {
-    /// What a person should know.
-    pub warnings: Vec<String>,
-    /// MSRs of the machine's state that this host does not have.
-    pub unknown_msrs: Vec<u32>,
+    ready: Ready,
 }
 
 fn prepare(arrival: &Arrival, options: RunOptions, sender: &Sender<Outcome>) -> Result<Prepared, Error> {
@@ -102,7 +94,8 @@ fn prepare(arrival: &Arrival, options: RunOptions, sender: &Sender<Outcome>) -> 
     let movement = Movement::begin(status, Limits::default(), events);
     vm.expect(Arc::clone(&movement));
     ready(Arc::clone(&vm) as Arc<dyn Machine>);
-    Ok(Prepared { vm, parked, movement, said: Said { warnings, unknown_msrs } })
+    let ready = Ready { build_ns: arrival.age_ns(), warnings, unknown_msrs };
+    Ok(Prepared { vm, parked, movement, ready })
 }
 
 /// Why the machine does not fit what this host has for it.

@@ -99,6 +99,11 @@ impl Arrival {
         Ok(())
     }
 
+    /// How long ago it was announced, nanoseconds.
+    pub fn age_ns(&self) -> u64 {
+        nanos(self.began.elapsed())
+    }
+
     /// Whether the guest stops before its memory is copied.
     pub fn is_quick(&self) -> bool {
         self.message.mode == Mode::Quick

@@ -16,7 +16,6 @@ use super::machine::Machine;
 use super::move_error::MoveError;
 use super::movement::Movement;
 use super::outgoing::{lock_all, printable};
-use super::receive::Said;
 use super::vm::Vm;
 use crate::control::movement::{MoveStatus, Phase};
 use crate::records::Records;
@@ -59,8 +58,7 @@ pub struct Taker<'a> {
     pub parked: Option<Parked>,
     /// There from then on.
     pub machine: Option<Arc<Machine>>,
-    said: Said,
-    pub build_ns: u64,
+    ready: Ready,
     receiver: Option<Receiver>,
     /// The final state's sections, until they are restored.
     sections: Option<Sections>,
@@ -81,7 +79,7 @@ impl<'a> Taker<'a> {
         keeper: KeeperLink,
         arrival: Arrival,
         parked: Parked,
-        said: Said,
+        ready: Ready,
     ) -> Self {
         Self {
             vm,
@@ -89,12 +87,11 @@ impl<'a> Taker<'a> {
             keeper,
             this_move: arrival.this_move,
             from: printable(arrival.description.host.as_bytes()),
-            build_ns: nanos(arrival.began.elapsed()),
             main: arrival.main,
             message: arrival.message,
             parked: Some(parked),
             machine: None,
-            said,
+            ready,
             receiver: None,
             sections: None,
             run: RunSection::default(),
@@ -229,10 +226,7 @@ impl<'a> Taker<'a> {
 
     fn say(&mut self, answer: Answer) {
         let message = match answer {
-            Answer::Ready => {
-                let Said { warnings, unknown_msrs } = self.said.clone();
-                ToSource::Ready(Ready { build_ns: self.build_ns, warnings, unknown_msrs })
-            }
+            Answer::Ready => ToSource::Ready(self.ready.clone()),
             Answer::Loaded => ToSource::Loaded(self.loaded.clone()),
             Answer::Running => {
                 self.started.answered_ns = self.go.map_or(0, |go| nanos(go.elapsed()));

@@ -74,8 +74,7 @@ fn ask(vm: &Vm, order: &MigrateOrder, report: &mut CheckReport) -> Result<(), Mo
     if report.problems.is_empty()
         && let Some(machine) = vm.machine()
     {
-        peer.send_state(&machine.parts().board.save_functions()?, false)?;
-        peer.receive("the rehearsal of the state", READY_PATIENCE, || None)?;
+        peer.rehearse(&machine.parts().board.save_functions()?, || None)?;
     }
     Ok(())
 }

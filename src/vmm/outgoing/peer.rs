@@ -1,6 +1,7 @@
 //! The target as the source hears it: one control connection, with deadlines, and the words of the hand-over on it.
 
 use super::super::move_error::MoveError;
+use super::steps::READY_PATIENCE;
 use std::io::Write;
 use std::time::{Duration, Instant};
 use sterna_migration::Sections;
@@ -66,6 +67,15 @@ impl Peer {
     pub fn send_state(&self, sections: &Sections, last: bool) -> Result<(), MoveError> {
         let flags = if last { FINAL_STATE } else { 0 };
         write_summed(&mut &self.socket, FrameKind::State, flags, &sections.encode()).map_err(wire)
+    }
+
+    /// Sends a rehearsal and waits until the target has restored it.
+    pub fn rehearse(&self, sections: &Sections, off: impl Fn() -> Option<MoveError>) -> Result<(), MoveError> {
+        self.send_state(sections, false)?;
+        match self.receive("the rehearsal of the state", READY_PATIENCE, off)? {
+            ToSource::Rehearsed { .. } => Ok(()),
+            _ => Err(MoveError::Unexpected { peer: TARGET, wanted: "that it has rehearsed" }),
+        }
     }
 
     /// Tells the target why the source gives up. It hears it, or the connection's end.

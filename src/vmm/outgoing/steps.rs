@@ -142,11 +142,7 @@ impl Mover<'_> {
         flush_disks(self.vm)?;
         let began = Instant::now();
         flush_disks(self.vm)?;
-        peer.send_state(&machine.parts().board.save_functions()?, false)?;
-        let ToSource::Rehearsed { .. } = peer.receive("the rehearsal of the state", READY_PATIENCE, || self.off())?
-        else {
-            return Err(MoveError::Unexpected { peer: "the target", wanted: "that it has rehearsed" });
-        };
+        peer.rehearse(&machine.parts().board.save_functions()?, || self.off())?;
         // The real thing has vCPUs too, and goes to and fro once more, with Go.
         self.fixed = began.elapsed() * 2;
         Ok(())
