@@ -53,7 +53,25 @@ fn text(name: &str, report: &CheckReport) -> String {
         row("refused", problem.clone());
     }
     if report.problems.is_empty() {
-        row("verdict", "it can move".into());
+        let ends = report.live.is_none_or(|live| live.downtime.is_some());
+        let way = if ends { "" } else { ", with --mode quick, or live with --on-timeout pause" };
+        row("verdict", format!("it can move{way}"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::movement::Foretold;
+
+    #[test]
+    fn a_verdict_names_what_ends_where_a_live_move_would_not() {
+        let verdict = |downtime| {
+            let report = CheckReport { live: Some(Foretold { total: 9, downtime }), ..CheckReport::default() };
+            text("web", &report).lines().last().unwrap_or_default().to_owned()
+        };
+        assert_eq!(verdict(Some(3)), "verdict     it can move");
+        assert_eq!(verdict(None), "verdict     it can move, with --mode quick, or live with --on-timeout pause");
+    }
 }

@@ -58,11 +58,15 @@ impl Ground {
                 disk: dir.join("first.img").display().to_string(),
             });
         }
-        let why = found["why"].as_str().unwrap_or(checked.stderr.trim());
-        let why = format!("this machine's KVM cannot run stock kernels ({why})");
-        let Some(host) = host else { return Err(wrong(why)) };
+        let Some(host) = host else {
+            let why = found["why"].as_str().unwrap_or(checked.stderr.trim());
+            return Err(wrong(format!("this machine's KVM cannot run stock kernels ({why})")));
+        };
         Ok(Self {
-            place: format!("on host {}: {why}", host.name()),
+            place: format!(
+                "on host {}: this machine's KVM cannot run stock kernels, and `sterna host check` says why",
+                host.name().to_uppercase()
+            ),
             host: Some(host),
             sterna: "sterna".to_owned(),
             tool: "guest-tool".to_owned(),
